@@ -1,0 +1,98 @@
+"""The ``duet`` command; the files in ``tools/`` are the same entry points."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from duet.errors import InputError
+
+app = typer.Typer(
+    help="Teach a deployed object detector new classes in a new domain, without the old pictures.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override any key of the configuration, e.g. train.epochs=8."),
+]
+
+
+@app.callback()
+def _root() -> None:
+    """Quiet the libraries; only this command prints."""
+    os.environ.setdefault("YOLO_VERBOSE", "false")
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    warnings.filterwarnings("ignore", category=UserWarning)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="YAML file with the same keys as --set.")] = None,
+    series: Annotated[
+        str | None, typer.Option(help="Name of a shipped series, or a series YAML. [default: demo]")
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="Name of pretrained weights, or a .pt file. [default: yolo11n]")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="duet, duet-paper, sequential, frozen or joint. [default: duet]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the whole run. [default: 0]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/SERIES-METHOD-SEED]")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that the series' relative paths start from.")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Train a series task after task and report what was kept and what was learned.
+
+    Started again with the same options, a stopped run goes on at the stage where it stood.
+    """
+    from duet.config import parse_assignments
+    from duet.learner import Learner
+    from duet.monitor import ConsoleMonitor
+    from duet.resolve import resolve_config
+
+    given = {"series": series, "detector": detector, "method": method, "seed": seed}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if root is not None:
+        options["root"] = str(root)
+    resolved = resolve_config(config, options, parse_assignments(set_ or []))
+    folder = out or Path("runs") / f"{Path(resolved.series).stem}-{resolved.method.name}-{resolved.seed}"
+    with ConsoleMonitor() as monitor:
+        Learner(resolved, folder, monitor).run()
+    Console().print(f"Report: {folder / 'report.html'}   Detector: {folder / 'detector.pt'}")
+
+
+@app.command()
+def weights(name: Annotated[str, typer.Argument(help="Name in weights/manifest.yaml, e.g. yolo11n.")]) -> None:
+    """Fetch pretrained weights once and print where they are."""
+    from duet.weights import find_weights
+
+    Console().print(str(find_weights(name)), soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command; input errors become one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except RuntimeError as error:
+        _fail(str(error).strip().splitlines()[-1], 1)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on where it stood", 130)
+
+
+def _fail(sentence: str, code: int) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"Error: {sentence}")
+    raise SystemExit(code)

@@ -1,0 +1,255 @@
+"""The configuration of a run: one validated model, unknown keys refused with the nearest known name.
+
+A run is resolved in layers, the later one winning: the defaults below, the method's own settings, the series' ``train``
+section, the configuration file, and the ``--set`` options. The resolved configuration is saved with every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from duet.errors import InputError, nearest
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainSettings(Section):
+    """How every stage trains. The names are Ultralytics' own where it has one."""
+
+    epochs: Annotated[int, Field(ge=1, description="epochs per stage")] = 100
+    batch: Annotated[int, Field(ge=1, description="images per step")] = 16
+    image_size: Annotated[int, Field(ge=32, multiple_of=32, description="side of the square input, pixels")] = 640
+    optimizer: Literal["AdamW", "Adam", "SGD"] = "AdamW"
+    lr0: Annotated[float, Field(gt=0, description="initial learning rate")] = 1e-3
+    lrf: Annotated[float, Field(gt=0, le=1, description="final learning rate as a fraction of lr0")] = 0.01
+    cos_lr: Annotated[bool, Field(description="cosine instead of linear decay")] = False
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 5e-4
+    warmup_epochs: NotNegative = 1.0
+    mosaic: Share = 0.0
+    close_mosaic: Annotated[int, Field(ge=0)] = 0
+    fliplr: Annotated[Share, Field(description="probability of mirroring an image")] = 0.5
+    translate: Share = 0.1
+    scale: NotNegative = 0.5
+    hsv_h: Share = 0.015
+    hsv_s: Share = 0.7
+    hsv_v: Share = 0.4
+    device: Annotated[str, Field(description="as Ultralytics writes it: cpu, 0, 0,1")] = "cpu"
+    workers: Annotated[int, Field(ge=0)] = 4
+    threads: Annotated[int, Field(ge=0, description="CPU threads; 0 takes all cores")] = 0
+    amp: bool = True
+
+
+class DistillationSettings(Section):
+    """Distillation from the merged model of the previous task."""
+
+    kind: Literal["paper", "weighted"] = "weighted"
+    weight: Positive = 1.0
+
+
+class DirectionalSettings(Section):
+    """The directional-consistency loss (DuET, section 4.3)."""
+
+    weight: Positive = 0.01
+    granularity: Literal["scalar", "tensor"] = "scalar"
+
+
+class MergeSettings(Section):
+    """How the shared parameters of the previous and the current model become one."""
+
+    name: str = "duet"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class ReplaySettings(Section):
+    """Domain-statistics replay: part of each batch is re-coloured to a past domain (six numbers kept, no image)."""
+
+    share: Annotated[float, Field(gt=0, le=1, description="share of the batch that is re-coloured")] = 0.5
+
+
+class MethodSettings(Section):
+    """What a stage trains with, how it merges, and what it does to the head, from the second task on."""
+
+    name: str
+    joint: Annotated[bool, Field(description="one training on all domains with all labels")] = False
+    head: Literal["rows", "parallel"] = "rows"
+    towers: Annotated[
+        Literal["old", "merge", "new"],
+        Field(description="`rows`: whose class towers and box branch the merged head has"),
+    ] = "new"
+    old_rows: Annotated[
+        Literal["restore", "trained"],
+        Field(description="`rows`: old class rows of the previous model, or as training left them"),
+    ] = "restore"
+    negatives: Annotated[
+        Literal["all", "new"],
+        Field(
+            description="`all`: old classes are background in new images; `new`: the detector's own class loss "
+            "is taken over the new classes only"
+        ),
+    ] = "all"
+    merge: MergeSettings | None = None
+    batch_norm: Literal["merge", "freeze", "current", "recalibrate"] = "current"
+    freeze_shared: Annotated[bool, Field(description="backbone and neck stand still after the first task")] = False
+    freeze_towers: Annotated[
+        bool, Field(description="class towers and box branch too; only new class rows are learned")
+    ] = False
+    shared_lr_factor: Annotated[float, Field(gt=0, le=1, description="learning rate of backbone and neck / lr0")] = 1.0
+    weight_decay: Annotated[float | None, Field(ge=0, description="from the second task on; null keeps train's")] = None
+    distillation: DistillationSettings | None = None
+    directional_consistency: DirectionalSettings | None = None
+    replay: ReplaySettings | None = None
+    calibration_epochs: Annotated[int, Field(ge=0, description="head-only epochs on the merged model")] = 0
+
+
+class EvaluationSettings(Section):
+    """How a detector is scored."""
+
+    reference: Literal["joint", "individual", "none"] = "joint"
+    confidence: Share = 0.001
+    iou: Annotated[float, Field(gt=0, le=1, description="non-maximum suppression")] = 0.7
+    max_detections: Annotated[int, Field(ge=1)] = 300
+    evaluator: Literal["faster-coco-eval", "pycocotools"] = "faster-coco-eval"
+
+
+class RunConfig(Section):
+    """Everything that decides a run's numbers."""
+
+    series: str = "demo"
+    root: Annotated[str | None, Field(description="folder that the series' relative paths start from")] = None
+    detector: str = "yolo11n"
+    method: MethodSettings
+    seed: Annotated[int, Field(ge=0)] = 0
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+def validate(model: type[Section], values: Mapping[str, Any], source: str) -> Any:
+    """Build a section from plain values.
+
+    Args:
+        model: the section's class.
+        values: nested plain values.
+        source: where they come from, for the message.
+
+    Raises:
+        InputError: one sentence with the key, what stands there, and what was expected.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError(f"{source}: {_sentence(model, error)}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        InputError: naming file and line when it cannot be read or is no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file ({error.reason})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
+    return values
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Turn ``train.epochs=8`` options into nested values; the value is read as YAML.
+
+    Raises:
+        InputError: for an option without ``=`` or with an empty key.
+    """
+    nested: dict[str, Any] = {}
+    for item in assignments:
+        key, equals, text = item.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise InputError(f"--set {item}: expected KEY=VALUE such as train.epochs=8")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {item}: the value is not YAML") from error
+        # YAML 1.1 reads 1e-3 as a string because it has no dot.
+        if isinstance(value, str):
+            value = _number(value)
+        target = nested
+        for part in parts[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise InputError(f"--set {item}: '{part}' was given a value before")
+        target[parts[-1]] = value
+    return nested
+
+
+def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``top`` laid over it, section by section; neither is changed."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _sentence(model: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        section = _section_at(model, location[:-1])
+        return f"unknown key '{key}'" + nearest(location[-1], section.model_fields if section else [])
+    if first["type"] == "missing":
+        return f"key '{key}' is missing"
+    return f"key '{key}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _section_at(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    current: Any = model
+    for part in location:
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            return None
+        field = current.model_fields.get(part)
+        if field is None:
+            continue
+        current = _model_in(field.annotation)
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None

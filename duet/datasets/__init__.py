@@ -1,0 +1,1 @@
+"""Readers, embedded scenes, domain shifts, and what a stage trains on."""

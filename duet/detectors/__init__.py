@@ -1,0 +1,1 @@
+"""Detectors behind one contract (``base``); the only modules that import a vendor."""

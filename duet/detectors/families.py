@@ -1,0 +1,71 @@
+"""The detector families, one literal table, and how a detector is opened, stored and restored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from duet.detectors.base import Description, Detector
+from duet.detectors.yolo import YoloDetector
+from duet.errors import InputError
+from duet.state import write_atomic
+from duet.weights import find_weights
+
+FAMILIES: dict[str, type[YoloDetector]] = {"yolo": YoloDetector}
+
+
+def load_pretrained(name: str) -> Detector:
+    """A pretrained detector by the name of its weights or the path of a checkpoint.
+
+    Raises:
+        InputError: when the weights cannot be found or are of no known family.
+    """
+    return YoloDetector.from_checkpoint(find_weights(name))
+
+
+def store_detector(detector: Detector, path: Path) -> None:
+    """Write a detector as safetensors; its description stands in the file's metadata."""
+    description = detector.describe()
+    header = {
+        "format": "duet-detector-1",
+        "description": json.dumps(
+            {
+                "family": description.family,
+                "classes": list(description.classes),
+                "architecture": dict(description.architecture),
+            }
+        ),
+    }
+    state = {key: value.contiguous() for key, value in detector.state().items()}
+    write_atomic(path, lambda temporary: save_file(state, temporary, metadata=header))
+
+
+def restore_detector(path: Path) -> Detector:
+    """Read a detector written by ``store_detector``.
+
+    Raises:
+        InputError: when the file is damaged or of another format.
+    """
+    header, state = _read(path)
+    if header.get("format") != "duet-detector-1":
+        raise InputError(f"{path}: not a stored detector")
+    values = json.loads(header["description"])
+    if values["family"] not in FAMILIES:
+        raise InputError(f"{path}: unknown detector family '{values['family']}'")
+    description = Description(values["family"], tuple(values["classes"]), values["architecture"])
+    detector = FAMILIES[description.family].from_description(description)
+    detector.load_state(state)
+    return detector
+
+
+def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return stream.metadata() or {}, {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error

@@ -1,0 +1,22 @@
+"""The error that the command line shows as one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong; the message says what, where, and what was expected."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a refusal: `` (did you mean 'epochs'?)``, or the list of what is known.
+
+    Args:
+        name: what the user wrote.
+        known: the names that would have been accepted.
+    """
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"

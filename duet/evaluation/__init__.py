@@ -1,0 +1,1 @@
+"""Run a detector over a domain, average precision, and the indices."""

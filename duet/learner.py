@@ -1,0 +1,283 @@
+"""The loop: for each task train → merge → extend the head → evaluate → save (DuET, Algorithm 1).
+
+Of earlier tasks only θ_0, the merged θ_(t−1), the previous update direction and six colour numbers per domain are
+needed; no earlier training image is read again. A run that was stopped goes on at the stage where it stood.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from duet.config import RunConfig
+from duet.datasets.domain import content_digest, open_domains
+from duet.datasets.images import LabelledImage
+from duet.datasets.series_file import find_series
+from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
+from duet.detectors.base import Detector, DomainStatistics
+from duet.detectors.families import load_pretrained, restore_detector, store_detector
+from duet.errors import InputError
+from duet.evaluation.run import DomainScores, score_domain
+from duet.monitor import Monitor
+from duet.reference import ReferenceTrainer, score_references
+from duet.report.tables import indices_table, results_csv, stage_table
+from duet.results import results_document, stage_entry
+from duet.stage import StageInput, StageResult, first_stage, later_stage
+from duet.state import RunState, digest_of, read_json, write_atomic, write_json, write_text
+from duet.weights import weights_digest
+
+EXAMPLES = 4  # test images per domain whose detections are kept for the report
+EXAMPLE_SCORE = 0.25
+
+
+class Learner:
+    """One incremental run in one folder.
+
+    Args:
+        config: the resolved configuration.
+        out: the run folder.
+        monitor: progress; silent by default.
+
+    Raises:
+        InputError: when the series, its data or the weights are not usable; nothing is written then.
+    """
+
+    def __init__(self, config: RunConfig, out: Path, monitor: Monitor | None = None) -> None:
+        self.config, self.out, self.monitor = config, out, monitor or Monitor()
+        self.source = find_series(config.series, Path(config.root) if config.root else None)
+        self.series = self.source.series
+        self.domains = open_domains(self.source, self._write_progress)
+        self.start = load_pretrained(config.detector)
+        self.theta_0 = self.start.state()
+        self.start_digest = weights_digest(self.theta_0)
+        self.tests = {name: self.domains[name].test() for name in self.series.domains}
+        fingerprint = digest_of(
+            [config.model_dump(mode="json", exclude={"root"}), self.source.identity(), self.start_digest]
+        )
+        resumed = (out / "state.json").exists()
+        if not resumed:
+            self._refuse_bad_training_data()
+        self.state = RunState(out, fingerprint)
+
+    def run(self) -> dict[str, Any]:
+        """Train what is not trained yet and return results.json's content.
+
+        Raises:
+            InputError: when files of the run folder are damaged or the data changed since the run began.
+            RuntimeError: when training fails; finished stages stay.
+        """
+        if not (self.out / "config.yaml").exists():
+            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            write_text(self.out / "config.yaml", text)
+        digests = self._data_digests()
+        stages = 1 if self.config.method.joint else len(self.series)
+        if self.state.finished_stages < stages:
+            reference = self._reference(digests)
+            if self.config.method.joint:
+                self._joint_stage(digests, reference)
+            else:
+                self._incremental_stages(digests, reference)
+        return read_json(self.out / "results.json")
+
+    def _incremental_stages(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
+        first = self.state.finished_stages + 1
+        batch = self.config.train.batch
+        remaining = len(self.series) - first + 1
+        epochs = remaining * self.config.train.epochs
+        epochs += self.config.method.calibration_epochs * (remaining - (first == 1))
+        self.monitor.plan(epochs * -(-len(self.domains[self.series.domains[first - 1]].train()) // batch))
+        for task in range(first, len(self.series) + 1):
+            self._stage(task, digests, reference)
+
+    def _stage(self, task: int, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
+        domain = self.series.domains[task - 1]
+        images = self.domains[domain].train()
+        if content_digest(images) != digests[domain]:
+            raise InputError(f"domain '{domain}': its training images or labels changed since the run began")
+        folder = self.out / "stages" / str(task)
+        shutil.rmtree(folder, ignore_errors=True)
+        item = self._stage_input(task, images, folder)
+        self.monitor.begin(f"stage {task}/{len(self.series)}: {domain}", self._steps(item.data))
+        if item.previous is None:
+            result = first_stage(self.start, item, self.config, self.monitor.train_step)
+        else:
+            result = later_stage(item, self.config, self.monitor.train_step)
+        self._close_stage(task, item.statistics, result, folder, reference)
+
+    def _stage_input(self, task: int, images: Sequence[LabelledImage], folder: Path) -> StageInput:
+        classes = self.series.tasks[task - 1].classes
+        section = self.source.section
+        data = write_training_set(
+            images,
+            classes,
+            self.series.classes_until(task),
+            folder / "data",
+            section.other_labels,
+            section.unlabelled_images,
+        )
+        previous = restore_detector(self.state.stage_file(task - 1, "model")) if task > 1 else None
+        before = None
+        if task > 1:
+            before = restore_detector(self.state.stage_file(task - 2, "model")).state() if task > 2 else self.theta_0
+        shared = self.start.split.shared
+        return StageInput(
+            task=task,
+            classes=classes,
+            data=data,
+            images=[image.path for image in images],
+            folder=folder / "train",
+            statistics=colour_statistics(images),
+            past=self._past_statistics(task),
+            base={key: self.theta_0[key] for key in shared},
+            previous=previous,
+            before_previous=before,
+        )
+
+    def _close_stage(
+        self,
+        task: int,
+        statistics: DomainStatistics,
+        result: StageResult,
+        folder: Path,
+        reference: dict[str, Any],
+    ) -> None:
+        started = time.perf_counter()
+        scores = self._scores(result.detector, f"evaluate stage {task}")
+        timing = {**result.seconds, "evaluate": time.perf_counter() - started}
+        slices = self.series.slices(task) if task else ()
+        entry = stage_entry(task, self.series, slices, scores, result.merge, result.losses, timing)
+        files = {
+            "model": folder / "model.safetensors",
+            "metrics": folder / "metrics.json",
+            "examples": folder / "examples.json",
+        }
+        store_detector(result.detector, files["model"])
+        write_json(files["examples"], self._examples(scores))
+        write_json(files["metrics"], {"stage": entry, "statistics": asdict(statistics)})
+        shutil.rmtree(folder / "data", ignore_errors=True)
+        shutil.rmtree(folder / "train" / "weights", ignore_errors=True)
+        write_atomic(self.out / "detector.pt", result.detector.save_checkpoint)
+        self.state.finish_stage(files)
+        document = self._write_results(reference)
+        self.monitor.show(stage_table(document, task))
+        if self.state.finished_stages == (1 if task == 0 else len(self.series)):
+            self._write_report(document)
+            self.monitor.show(indices_table(document))
+
+    def _joint_stage(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
+        trained = self._trainer(digests).joint()
+        result = StageResult(trained.detector, trained.losses, None, {"train": trained.seconds})
+        statistics = DomainStatistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        self._close_stage(0, statistics, result, self.out / "stages" / "joint", reference)
+
+    def _write_results(self, reference: dict[str, Any]) -> dict[str, Any]:
+        count = self.state.finished_stages
+        stages = [read_json(self.state.stage_file(number, "metrics"))["stage"] for number in range(1, count + 1)]
+        seconds = sum(sum(stage["timing"].values()) for stage in stages)
+        timing = {"reference": reference["seconds"], "total": seconds + reference["seconds"]}
+        document = results_document(self.config, self.series, stages, reference["reference"], timing)
+        write_json(self.out / "results.json", document)
+        write_text(self.out / "results.csv", results_csv(document))
+        return document
+
+    def _write_report(self, document: dict[str, Any]) -> None:
+        from duet.report.html import write_report
+        from duet.report.scenes import scene_panels
+
+        count = self.state.finished_stages
+        first = read_json(self.state.stage_file(1, "examples"))
+        final = read_json(self.state.stage_file(count, "examples"))
+        panels = scene_panels(self.tests, first, final, EXAMPLES)
+        write_atomic(self.out / "report.html", lambda temporary: write_report(document, panels, temporary))
+
+    def _scores(self, detector: Detector, title: str) -> dict[str, DomainScores]:
+        scores = {}
+        for name in self.series.domains:
+            self.monitor.begin(f"{title}: {name}", len(self.tests[name]))
+            scores[name] = score_domain(
+                detector,
+                name,
+                self.tests[name],
+                self.series.classes,
+                self.config.train.image_size,
+                self.config.evaluation,
+                lambda done, total: self.monitor.advance(done),
+            )
+        return scores
+
+    def _examples(self, scores: Mapping[str, DomainScores]) -> dict[str, list[dict[str, Any]]]:
+        """Confident detections in the first test images of each domain, for the report."""
+        examples: dict[str, list[dict[str, Any]]] = {}
+        for name, value in scores.items():
+            examples[name] = []
+            for image in self.tests[name][:EXAMPLES]:
+                found = value.detections[image.path]
+                sure = [index for index, score in enumerate(found.scores.tolist()) if score >= EXAMPLE_SCORE]
+                examples[name].append(
+                    {
+                        "boxes_xyxy": [[round(v, 2) for v in found.boxes_xyxy[index].tolist()] for index in sure],
+                        "scores": [round(float(found.scores[index]), 4) for index in sure],
+                        "labels": [found.labels[index] for index in sure],
+                    }
+                )
+        return examples
+
+    def _reference(self, digests: Mapping[str, str]) -> dict[str, Any]:
+        path = self.out / "reference.json"
+        if path.exists():
+            return read_json(path)
+        reference, seconds = score_references(self._trainer(digests), self.tests)
+        write_json(path, {"reference": reference, "seconds": seconds})
+        return read_json(path)
+
+    def _trainer(self, digests: Mapping[str, str]) -> ReferenceTrainer:
+        return ReferenceTrainer(
+            self.source, self.domains, digests, self.config, self.start, self.start_digest, self.monitor
+        )
+
+    def _data_digests(self) -> dict[str, str]:
+        path = self.out / "data.json"
+        if path.exists():
+            return read_json(path)
+        digests = {name: content_digest(self.domains[name].train()) for name in self.series.domains}
+        write_json(path, digests)
+        return digests
+
+    def _past_statistics(self, task: int) -> tuple[DomainStatistics, ...]:
+        found = []
+        for number in range(1, task):
+            values = read_json(self.state.stage_file(number, "metrics"))["statistics"]
+            found.append(DomainStatistics(tuple(values["mean"]), tuple(values["std"])))
+        return tuple(found)
+
+    def _refuse_bad_training_data(self) -> None:
+        """Read every training split once, so that a fault in the last task is found before the first is trained."""
+        for task in self.series.tasks:
+            images = self.domains[task.domain].train()
+            wanted = frozenset(task.classes)
+            if not any(label in wanted for image in images for label in image.labels):
+                raise InputError(
+                    f"domain '{task.domain}': its training split has no box of the classes {', '.join(task.classes)}"
+                )
+            if self.source.section.other_labels == "error":
+                for image in images:
+                    for label, line in zip(image.labels, image.lines):
+                        if label not in wanted:
+                            raise InputError(
+                                f"{line}: class '{label}' is not among the task's classes ({', '.join(task.classes)}); "
+                                "other_labels: drop in the series would leave it out"
+                            )
+
+    def _steps(self, data: TrainingSet) -> int:
+        return self.config.train.epochs * -(-data.images // self.config.train.batch)
+
+    def _write_progress(self, what: str, done: int, total: int) -> None:
+        if done == 1:
+            self.monitor.begin(f"write {what}", total)
+        self.monitor.advance(done)

@@ -1,0 +1,48 @@
+"""Directional consistency: updates of the shared parameters should not turn against the previous update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def directional_consistency(
+    current: Sequence[Tensor],
+    previous: Sequence[Tensor],
+    direction: Sequence[Tensor],
+    granularity: Literal["scalar", "tensor"] = "scalar",
+) -> Tensor:
+    """Sum over the shared parameters of relu(−u·v), u = θ_t − θ_(t−1) and v = τ_(t−1) − τ_(t−2).
+
+    DuET, section 4.3, M16. With τ_0 = 0 it is defined from the second task on, where v = θ_1 − θ_0. The paper
+    leaves open whether "i" runs over scalars or tensors and calls the product a dot product: ``scalar`` takes the
+    relu of each scalar product, ``tensor`` that of each tensor's dot product. Parameters only, no buffers. The value
+    is a sum: it grows with the number of parameters. At u = 0 the value and the gradient are exactly zero.
+
+    Args:
+        current: shared parameters of the model in training, any shapes.
+        previous: θ_(t−1), the same shapes, constant.
+        direction: v, the same shapes, constant.
+        granularity: what the relu is taken of.
+
+    Returns:
+        A scalar, differentiable in ``current``.
+
+    Raises:
+        ValueError: when the three sequences differ in length or there is no tensor: a loss over nothing would be
+            zero without a word.
+    """
+    if not current:
+        raise ValueError("directional consistency: no shared parameter was given")
+    if not len(current) == len(previous) == len(direction):
+        raise ValueError(
+            "directional consistency: expected as many previous tensors and directions as parameters "
+            f"({len(current)}), found {len(previous)} and {len(direction)}"
+        )
+    opposed = torch._foreach_mul(torch._foreach_sub(list(previous), list(current)), list(direction))  # −u·v
+    if granularity == "tensor":
+        return torch.stack([product.sum() for product in opposed]).relu().sum()
+    return torch.stack([product.relu().sum() for product in opposed]).sum()

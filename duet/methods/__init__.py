@@ -1,0 +1,24 @@
+"""The methods: one file each, one literal table."""
+
+from duet.config import MethodSettings
+from duet.errors import InputError, nearest
+from duet.methods import duet, duet_paper, frozen, joint, sequential
+
+METHODS: dict[str, MethodSettings] = {
+    "duet": duet.METHOD,
+    "duet-paper": duet_paper.METHOD,
+    "sequential": sequential.METHOD,
+    "frozen": frozen.METHOD,
+    "joint": joint.METHOD,
+}
+
+
+def method_settings(name: str) -> MethodSettings:
+    """The settings of a method by its name.
+
+    Raises:
+        InputError: naming the nearest known method.
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method '{name}'" + nearest(name, METHODS))
+    return METHODS[name]

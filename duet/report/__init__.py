@@ -1,0 +1,1 @@
+"""What a run shows to people: terminal tables, results.csv, figures and report.html."""

@@ -1,0 +1,205 @@
+"""report.html: one file that shows a whole run and loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+
+from duet.report import plots
+from duet.report.drawing import DrawnBox, ScenePanel, class_colours, draw_truth, draw_verdict, judge, text_colour
+from duet.report.figures import to_svg
+from duet.report.rows import (
+    INDEX_NAMES,
+    MEAN_MAP,
+    IndexName,
+    class_list,
+    count,
+    duration,
+    index_block,
+    index_value,
+    learned_classes,
+    number,
+    sign_conflict_rates,
+    skipped_lines,
+    slice_label,
+    slice_rows,
+    stage_title,
+)
+
+__all__ = ["DrawnBox", "ScenePanel", "write_report"]
+
+_TILES = ("overall", "rai", "ni", "avg_ri", "avg_gi")
+_SCENE_PIXELS = 480
+_JPEG = {"format": "JPEG", "quality": 84, "subsampling": 0, "optimize": True}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn picture of a scene: its data URL, size in pixels, column heading and caption."""
+
+    url: str
+    width: int
+    height: int
+    heading: str
+    caption: str
+
+
+def write_report(
+    results: Mapping[str, Any], scenes: Sequence[ScenePanel], path: Path, *, date: str | None = None
+) -> None:
+    """Write the HTML page of a run, finished or not; the file appears complete or not at all.
+
+    Args:
+        results: the content of results.json, with its ``indices``.
+        scenes: test pictures with their boxes, in the order in which they are shown; may be empty.
+        path: the file, usually ``report.html``; its folder must exist.
+        date: when the run ended, as it shall be printed; left out when None.
+    """
+    page = render_report(results, scenes, date=date)
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(page)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def render_report(results: Mapping[str, Any], scenes: Sequence[ScenePanel], *, date: str | None = None) -> str:
+    """The page as text; arguments as for ``write_report``."""
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, count=count, duration=duration, classes=class_list)
+    context = _summary(results) | _measurements(results) | _figures(results)
+    style = Markup((folder / "report.css").read_text(encoding="utf-8"))
+    template = environment.get_template("report.html.j2")
+    return template.render(results=results, date=date, style=style, domains=_scenes(results, scenes), **context)
+
+
+def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
+    stages, tasks = results["stages"], results["series"]["tasks"]
+    joint = stages[0]["task"] == 0
+    colours = class_colours(results["series"]["classes"])
+    return {
+        "joint": joint,
+        "reference": (results.get("reference") or {}).get("kind") or "none",
+        "unfinished": not joint and len(stages) < len(tasks),
+        "done": len(tasks) if joint else len(stages),
+        "chips": {name: (colour, text_colour(colour)) for name, colour in colours.items()},
+        "tiles": [_index_line(results, name) for key in _TILES for name in INDEX_NAMES if name.key == key],
+        "settings": list(_flat(results.get("settings") or {})),
+        "versions": results.get("versions") or {},
+        "timing": results.get("timing") or {},
+    }
+
+
+def _measurements(results: Mapping[str, Any]) -> dict[str, Any]:
+    stages = results["stages"]
+    titles = {stage["task"]: stage_title(results, stage["task"]) for stage in stages}
+    block = index_block(results, "map50")
+    return {
+        "indices": [_index_line(results, name) for name in (*INDEX_NAMES, MEAN_MAP)],
+        "terms": [
+            (key.upper(), slice_label(term["domain"], term["classes"]), term["task"], term["value"])
+            for key in ("ri", "gi")
+            for term in block.get(key) or ()
+        ],
+        "skipped": skipped_lines(results),
+        "slices": [(titles[stage["task"]], slice_rows(results, stage["task"])) for stage in stages],
+        "conflicts": sign_conflict_rates(results),
+        "stage_timing": [(titles[stage["task"]], stage.get("timing") or {}) for stage in stages],
+    }
+
+
+def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = [stage["task"] for stage in results["stages"]]
+    grids = {f"grid{task}": plots.grid_figure(results, [task]) for task in tasks}
+    losses = {f"loss{task}": plots.loss_figure(results, task) for task in tasks}
+    return {
+        "grid_plots": _all_svg(grids, "mAP50 of every task's classes in every domain"),
+        "loss_plots": _all_svg(losses, "Losses of each epoch of a stage"),
+        "forgetting_plot": _svg("forgetting", plots.forgetting_figure(results), "mAP50 of each task over the stages"),
+        "boxes_plot": _svg("boxes", plots.old_boxes_figure(results), "Old boxes found, misnamed and missed"),
+        "alpha_plot": _svg("alpha", plots.alpha_figure(results), "Merge weight alpha of each layer"),
+    }
+
+
+def _all_svg(figures: Mapping[str, Figure | None], description: str) -> list[Markup]:
+    return [_svg(name, figure, description) for name, figure in figures.items() if figure is not None]
+
+
+def _svg(name: str, figure: Figure | None, description: str) -> Markup | None:
+    # Matplotlib has escaped the names inside.
+    return None if figure is None else Markup(to_svg(figure, name, description))
+
+
+def _index_line(results: Mapping[str, Any], name: IndexName) -> dict[str, Any]:
+    values = {metric: index_value(results, name.key, metric) for metric in ("map50", "map50_95")}
+    capped = index_value(results, f"{name.key}_capped", "map50")
+    return {"name": name, **values, "capped": capped}
+
+
+def _scenes(results: Mapping[str, Any], scenes: Sequence[ScenePanel]) -> list[tuple[str, list[list[Picture]]]]:
+    """The drawn scenes by domain, in the order of the series."""
+    order = dict.fromkeys((*results["series"]["domains"], *(scene.domain for scene in scenes)))
+    domains = []
+    for domain in order:
+        drawn = [_pictures(results, scene) for scene in scenes if scene.domain == domain]
+        if drawn:
+            domains.append((domain, drawn))
+    return domains
+
+
+def _pictures(results: Mapping[str, Any], scene: ScenePanel) -> list[Picture]:
+    """Ground truth, after the first stage, at the end; without the middle one when there is one stage only."""
+    stages = [stage["task"] for stage in results["stages"]]
+    colours = class_colours(results["series"]["classes"])
+    truth = draw_truth(scene.image_rgb, scene.ground_truth, colours, _SCENE_PIXELS)
+    objects = len(scene.ground_truth)
+    pictures = [_picture(truth, "Ground truth", f"{objects} object{'' if objects == 1 else 's'}")]
+    columns = [("At the end", stages[-1], scene.final)]
+    if len(stages) > 1:
+        columns.insert(0, (f"After task {stages[0]}", stages[0], scene.after_first))
+    for heading, task, detections in columns:
+        verdict = judge(detections, scene.ground_truth, learned_classes(results, task))
+        image = draw_verdict(scene.image_rgb, verdict, colours, _SCENE_PIXELS)
+        pictures.append(_picture(image, heading, verdict.caption))
+    return pictures
+
+
+def _picture(image: Image.Image, heading: str, caption: str) -> Picture:
+    data = io.BytesIO()
+    # Full colour resolution: thin coloured outlines smear without it.
+    image.save(data, **_JPEG)
+    url = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+    return Picture(url, image.width, image.height, heading, caption)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and values of nested settings."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _setting(value)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
+        return ", ".join(str(item) for item in value)
+    return "" if value is None else str(value)

@@ -1,0 +1,181 @@
+"""Tables for the terminal (rich) and results.csv; mAP and indices are fractions with three decimals."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from duet.report.rows import (
+    INDEX_NAMES,
+    MEAN_MAP,
+    SliceRow,
+    class_list,
+    count,
+    grid_values,
+    index_block,
+    index_value,
+    learned_classes,
+    number,
+    sign_conflict_rates,
+    skipped_lines,
+    slice_rows,
+    stage_of,
+    stage_title,
+)
+
+_ROLE_STYLE = {"new": "green", "old": "yellow", "unseen": "cyan"}
+_CSV_COLUMNS = ("stage", "kind", "role", "domain", "classes", "metric", "value")
+
+
+def stage_table(results: Mapping[str, Any], task: int) -> Table:
+    """The slices after one task: role, slice, mAP, images, boxes, reference and ratio.
+
+    Old slices are compared with their own mAP right after the task that taught them, new and unseen ones with the
+    run's reference; the ratio is that of mAP50.
+
+    Args:
+        results: the content of results.json, finished or not.
+        task: number of the stage, from 1; 0 for a joint run.
+
+    Raises:
+        KeyError: when that stage is not in the results.
+    """
+    table = _table(stage_title(results, task))
+    table.add_column("Role", no_wrap=True)
+    table.add_column("Slice", overflow="fold")
+    for name in ("mAP50", "mAP50-95", "Images", "Boxes", "Reference", "Ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in slice_rows(results, task):
+        table.add_row(*_slice_cells(row))
+    return table
+
+
+def grid_table(results: Mapping[str, Any], task: int | None = None) -> Table:
+    """The mAP50 of every task's classes (columns) in every domain (rows) after one stage.
+
+    A dash stands for a cell without a test box, a dot for classes that are not learned yet; the cells that were
+    trained (a task's classes in its own domain) are bold.
+
+    Args:
+        results: the content of results.json.
+        task: number of the stage; the last one when None.
+
+    Raises:
+        KeyError: when that stage is not in the results.
+    """
+    stage = stage_of(results, task) if task is not None else results["stages"][-1]
+    tasks, values = results["series"]["tasks"], grid_values(stage)
+    known = set(learned_classes(results, stage["task"]))
+    table = _table(f"mAP50 by domain and classes · {stage_title(results, stage['task'])}")
+    table.add_column("Domain", overflow="fold")
+    for item in tasks:
+        table.add_column(escape(class_list(item["classes"])), justify="right", overflow="fold", min_width=5)
+    for domain in results["series"]["domains"]:
+        cells = [_grid_cell(values.get((domain, item["task"])), item, domain, known) for item in tasks]
+        table.add_row(escape(domain), *cells)
+    return table
+
+
+def indices_table(results: Mapping[str, Any]) -> Table:
+    """Every index for mAP50 and mAP50-95, the mean mAP over the grid, and the sign-conflict rate of each merge.
+
+    Ratios are shares of a reference (1 = as good as it); forgetting, BWT, FWT and the mean are in mAP. Terms that
+    were left out of a mean stand below the table.
+    """
+    table = _table(_indices_title(results))
+    table.add_column("Index", no_wrap=True)
+    table.add_column("mAP50", justify="right", no_wrap=True)
+    table.add_column("mAP50-95", justify="right", no_wrap=True)
+    table.add_column("Unit", style="dim", no_wrap=True)
+    for name in (*INDEX_NAMES, MEAN_MAP):
+        values = [number(index_value(results, name.key, metric)) for metric in ("map50", "map50_95")]
+        style = "bold" if name.key in ("overall", "rai", "ni") else ""
+        table.add_row(name.title, *values, "ratio" if name.ratio else "mAP", style=style)
+    for task, rate in sign_conflict_rates(results):
+        table.add_row(f"Sign conflict, task {task}", number(rate), "", "share")
+    table.caption = escape("\n".join(skipped_lines(results))) or None
+    return table
+
+
+def results_csv(results: Mapping[str, Any]) -> str:
+    """The results as tidy CSV: one value per line, absent values as an empty field.
+
+    Columns: ``stage``, ``kind`` (slice, grid, merge, term, index), ``role`` (of a slice; ri or gi of a term; the
+    index's key), ``domain``, ``classes`` (joined by ``|``), ``metric`` (map50, map50_95, images, boxes,
+    sign_conflict_rate; for terms and indices the mAP they are made of), ``value``. The stage of an index is the
+    last one.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for stage in results["stages"]:
+        writer.writerows(_stage_lines(stage))
+    for metric in ("map50", "map50_95"):
+        writer.writerows(_index_lines(results, metric))
+    return text.getvalue()
+
+
+def _table(title: str) -> Table:
+    # A title is folded at the table's width; a narrow table is widened for it.
+    return Table(
+        title=escape(title),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        min_width=min(len(title) + 2, 78),
+    )
+
+
+def _slice_cells(row: SliceRow) -> tuple[str, ...]:
+    style = _ROLE_STYLE.get(row.role, "")
+    role = f"[{style}]{escape(row.role)}[/]" if style else escape(row.role)
+    reference = number(row.reference) + (f" [dim]{escape(row.compared_with)}[/]" if row.compared_with else "")
+    scores = (number(row.map50), number(row.map50_95), count(row.images), count(row.boxes))
+    return role, escape(row.label), *scores, reference, number(row.ratio)
+
+
+def _grid_cell(value: float | None, task: Mapping[str, Any], domain: str, known: set[str]) -> str:
+    if not known.issuperset(task["classes"]):
+        return "[dim]·[/]"
+    return f"[bold]{number(value)}[/]" if task["domain"] == domain else number(value)
+
+
+def _indices_title(results: Mapping[str, Any]) -> str:
+    done, planned = len(results["stages"]), len(results["series"]["tasks"])
+    joint = results["stages"][0]["task"] == 0
+    state = "" if joint or done == planned else f" · unfinished: {done} of {planned} tasks"
+    reference = (results.get("reference") or {}).get("kind") or "none"
+    names = f"{results['series']['name']} · {results['detector']} · {results['method']} · seed {results['seed']}"
+    return f"{names} · reference {reference}{state}"
+
+
+def _stage_lines(stage: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    task = stage["task"]
+    for item in stage["slices"]:
+        for metric in ("map50", "map50_95", "images", "boxes"):
+            yield _line(task, "slice", item["role"], item, metric, item.get(metric))
+    for cell in stage.get("grid") or ():
+        for metric in ("map50", "map50_95"):
+            yield _line(task, "grid", "", cell, metric, cell[metric])
+    if stage.get("merge"):
+        yield _line(task, "merge", "", {}, "sign_conflict_rate", stage["merge"].get("sign_conflict_rate"))
+
+
+def _index_lines(results: Mapping[str, Any], metric: str) -> Iterator[tuple[Any, ...]]:
+    block, last = index_block(results, metric), results["stages"][-1]["task"]
+    for key in ("ri", "gi"):
+        for term in block.get(key) or ():
+            yield _line(term["task"], "term", key, term, metric, term["value"])
+    for name in (*INDEX_NAMES, MEAN_MAP):
+        yield _line(last, "index", name.key, {}, metric, index_value(results, name.key, metric))
+
+
+def _line(task: int, kind: str, role: str, item: Mapping[str, Any], metric: str, value: Any) -> tuple[Any, ...]:
+    classes = "|".join(item.get("classes", ()))
+    return task, kind, role, item.get("domain", ""), classes, metric, "" if value is None else value

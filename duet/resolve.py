@@ -1,0 +1,60 @@
+"""Resolve a run's configuration from its layers (see ``duet.config``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from duet.config import MethodSettings, RunConfig, TrainSettings, overlay, read_yaml, validate
+from duet.datasets.series_file import find_series
+from duet.errors import InputError
+from duet.methods import method_settings
+
+
+def resolve_config(
+    path: Path | None, options: Mapping[str, Any], assignments: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Lay the layers over one another and validate the result.
+
+    Args:
+        path: YAML file, or None.
+        options: named options of the command line; ``method`` is a name.
+        assignments: nested values of ``--set``.
+
+    Raises:
+        InputError: one sentence about the first key that is wrong.
+    """
+    values = read_yaml(path) if path is not None else {}
+    values = _with_method(values, options)
+    values = overlay(values, {key: value for key, value in options.items() if key != "method"})
+    values = overlay(values, assignments or {})
+    source = str(path) if path is not None else "configuration"
+    if "series" in values and not isinstance(values["series"], str):
+        raise InputError(f"{source}: key 'series' is {values['series']!r}: expected a name or a path")
+    root = Path(values["root"]) if isinstance(values.get("root"), str) else None
+    section = find_series(values.get("series", "demo"), root).section
+    validate(TrainSettings, section.train, f"series '{section.name}', train")
+    values["train"] = overlay(section.train, _mapping(values.get("train", {}), "train", source))
+    named = _mapping(values.pop("method", {}), "method", source)
+    method = method_settings(str(named.get("name", "duet")))
+    values["method"] = overlay(method.model_dump(), named)
+    validate(MethodSettings, values["method"], f"{source}, method")
+    return validate(RunConfig, values, source)
+
+
+def _with_method(values: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's ``method`` as a mapping, its name replaced by the option's."""
+    named = values.get("method", {})
+    if isinstance(named, str):
+        named = {"name": named}
+    if "method" in options:
+        other = isinstance(named, Mapping) and named.get("name", options["method"]) != options["method"]
+        named = {"name": options["method"]} if other else {**named, "name": options["method"]}
+    return {**values, "method": named}
+
+
+def _mapping(value: Any, key: str, source: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{source}: key '{key}' is {value!r}: expected a mapping of keys to values")
+    return value

@@ -1,0 +1,151 @@
+"""Files that survive a kill: atomic writes, hashes, and the record of what a run folder holds.
+
+Every file is written to a temporary name in its own folder, synced and renamed, so that a reader sees the old or the
+new content and never a part of it. ``state.json`` lists the sha256 of each finished file; a file that no longer
+matches is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from duet.errors import InputError
+
+STATE_FILE = "state.json"
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def digest_of(value: Any) -> str:
+    """The sha256 of a JSON-serialisable value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write`` with a temporary path beside ``path``, sync what it wrote and rename it to ``path``.
+
+    Nothing is left behind when ``write`` raises.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; NaN and infinities are refused because JSON has none."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: naming the file and the line when it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file ({error.reason})") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+
+
+class RunState:
+    """The record of a run folder: which configuration it belongs to and which stages are finished.
+
+    Args:
+        folder: the run folder; created when absent.
+        fingerprint: digest of everything that decides the run's numbers. A folder that holds another run is refused.
+
+    Raises:
+        InputError: when the folder belongs to a run with another configuration, or holds other files.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        path = folder / STATE_FILE
+        if path.exists():
+            self._record = read_json(path)
+            if self._record.get("fingerprint") != fingerprint:
+                raise InputError(
+                    f"{folder}: holds a run with another configuration (its config.yaml says which); "
+                    "choose another --out, or delete the folder"
+                )
+            return
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: not empty and not a run folder; choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._record = {"fingerprint": fingerprint, "files": {}, "stages": []}
+        self._save()
+
+    @property
+    def finished_stages(self) -> int:
+        """Number of stages whose files are all in place."""
+        return len(self._record["stages"])
+
+    def finish_stage(self, files: Mapping[str, Path]) -> None:
+        """Record a stage: its files by role, with their hashes. From here on the stage is not repeated."""
+        entry = {}
+        for role, path in files.items():
+            name = path.relative_to(self.folder).as_posix()
+            self._record["files"][name] = sha256_of(path)
+            entry[role] = name
+        self._record["stages"].append(entry)
+        self._save()
+
+    def stage_file(self, number: int, role: str) -> Path:
+        """A verified file of a finished stage (1-based).
+
+        Raises:
+            InputError: when the file is missing or is not what was written.
+        """
+        name = self._record["stages"][number - 1][role]
+        path = self.folder / name
+        if not path.is_file():
+            raise InputError(f"{path}: missing, although stage {number} is recorded as finished")
+        if sha256_of(path) != self._record["files"][name]:
+            raise InputError(f"{path}: damaged, its sha256 is not the one in {STATE_FILE}")
+        return path
+
+    def _save(self) -> None:
+        write_json(self.folder / STATE_FILE, self._record)
+
+
+def _digest(stream: Any) -> str:
+    digest = hashlib.sha256()
+    for block in iter(lambda: stream.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
