@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import merging
-from merging.sign_conflict import sign_conflict_rate
 from torch import Tensor
 
+import merging
 from duet.config import RunConfig
 from duet.datasets.training import TrainingSet
 from duet.detectors.base import Detector, DirectionalTarget, DomainStatistics, StageProgress, StageRequest
+from merging.sign_conflict import sign_conflict_rate
 
 State = Mapping[str, Tensor]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import cv2
 
-from duet.datasets.domains import apply_shift
+from duet.datasets.domains import SHIFTS, apply_shift
 from duet.datasets.images import LabelledImage
 from duet.datasets.scenes import SceneSettings, write_scenes
-from duet.datasets.series_file import DomainSection, SeriesFile
+from duet.datasets.series_file import DomainSection, SeriesFile, SplitSection
 from duet.datasets.yolo import read_class_names, read_split
-from duet.errors import InputError
+from duet.errors import InputError, nearest
 from duet.paths import cache_folder
 from duet.state import digest_of
 
@@ -55,6 +55,8 @@ def open_domains(source: SeriesFile, progress: Progress | None = None) -> dict[s
     domains = {}
     for name in source.series.domains:
         section = source.section.domains[name]
+        if section.shift is not None and section.shift not in SHIFTS:
+            raise InputError(f"{source.path}: unknown shift '{section.shift}'" + nearest(section.shift, SHIFTS))
         names = read_class_names(source.root / section.classes)
         missing = [label for label in source.series.classes if label not in names]
         if missing:
@@ -99,11 +101,11 @@ def _scene_domain(name: str, folder: Path) -> Domain:
 def _folder_domain(
     name: str, root: Path, section: DomainSection, names: tuple[str, ...], progress: Progress | None
 ) -> Domain:
-    def reader(split: str | None) -> Callable[[], tuple[LabelledImage, ...]]:
-        path = root / split if split else None
+    def reader(split: SplitSection) -> Callable[[], tuple[LabelledImage, ...]]:
+        listed = root / split.list if split.list else None
 
         def read() -> tuple[LabelledImage, ...]:
-            images = read_split(root / section.images, root / section.labels, names, path)
+            images = read_split(root / split.images, root / split.labels, names, listed)
             return images if section.shift is None else _shifted(images, name, section, progress)
 
         return read

@@ -126,11 +126,11 @@ def rain(image_bgr: np.ndarray, rng: np.random.Generator, strength: float) -> np
     """A dull sky, a grey veil, and falling streaks of two distances, all slanted by one wind."""
     unit, size_hw = _unit(image_bgr), image_bgr.shape[:2]
     dull = _faded(image_bgr.astype(np.float32) / 255, 0.4 * strength) * (1 - 0.3 * strength)
-    veil = np.exp(-0.4 * strength * (0.6 + 0.8 * smooth_field(rng, size_hw, 4)))[..., None]
+    veil = np.exp(-0.32 * strength * (0.6 + 0.8 * smooth_field(rng, size_hw, 4)))[..., None]
     air = np.array([0.62, 0.59, 0.56], np.float32)
     wet = dull * veil + air * (1 - veil)
     slant = np.deg2rad(90 + rng.uniform(-22, 22))
-    for drops, length, width, opacity in ((900, 12, 0.4, 0.26), (150, 26, 0.6, 0.42)):
+    for drops, length, width, opacity in ((900, 11, 0.4, 0.2), (130, 24, 0.6, 0.36)):
         streaks = _sprinkle(rng, size_hw, int(drops * strength), width * unit)
         kernel = _line_kernel(length * unit, slant)
         streaks = cv2.filter2D(streaks, -1, kernel) / kernel.max()
@@ -174,7 +174,7 @@ def low_light(image_bgr: np.ndarray, rng: np.random.Generator, strength: float) 
 
 def motion_blur(image_bgr: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """The camera moved along a line during the exposure; centred, so that objects smear evenly to both sides."""
-    length = 14 * strength * rng.uniform(0.8, 1.2) * _unit(image_bgr)
+    length = 10 * strength * rng.uniform(0.8, 1.2) * _unit(image_bgr)
     kernel = _line_kernel(length, rng.uniform(0, np.pi))
     # In linear light, as in a camera: bright points draw bright lines.
     light = cv2.filter2D(cv2.LUT(image_bgr, _TO_LINEAR), -1, kernel, borderType=cv2.BORDER_REPLICATE)

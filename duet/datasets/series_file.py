@@ -23,15 +23,21 @@ class ScenesSection(Section):
     test_digits: tuple[int, int] = (1200, 1797)
 
 
-class DomainSection(Section):
-    """A domain in the YOLO layout; paths are relative to the series' root."""
+class SplitSection(Section):
+    """The images and labels of one split in the YOLO layout; paths are relative to the series' root."""
 
     images: str
     labels: str
+    list: Annotated[str | None, Field(description="file that names the images of the split; null takes all")] = None
+
+
+class DomainSection(Section):
+    """A domain: its class names, its splits, and the domain shift its images are drawn anew in, if any."""
+
     classes: str
-    train: str | None = None
-    test: str | None = None
-    shift: Annotated[str | None, Field(description="draw the images anew in this domain shift")] = None
+    train: SplitSection
+    test: SplitSection
+    shift: str | None = None
     shift_seed: int = 0
     shift_strength: Annotated[float, Field(ge=0, le=1.5)] = 1.0
 

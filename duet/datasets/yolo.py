@@ -78,7 +78,7 @@ def _read(path: Path, label_file: Path, names: Sequence[str]) -> LabelledImage:
     try:
         with Image.open(path) as picture:
             width, height = picture.size
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, ImportError) as error:  # Ultralytics looks for HEIF support
         raise InputError(f"{path}: not a readable image") from error
     rows, labels, lines = [], [], []
     text = label_file.read_text(encoding="utf-8-sig") if label_file.is_file() else ""

@@ -19,6 +19,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from duet.config import DirectionalSettings, DistillationSettings
 from duet.detectors.base import DomainStatistics, StageProgress
+from duet.detectors.parallel_head import ParallelDetect
 from duet.losses.directional import directional_consistency
 from duet.losses.distillation import filtered_distillation, weighted_distillation
 
@@ -99,23 +100,53 @@ class StageCriterion:
     def _distill(self, outputs: dict, images: Tensor, kind: str) -> Tensor:
         with torch.no_grad():
             taught = self.plan.teacher(images)
-        old, bins = self.plan.old_classes, self.base.reg_max
+        old, bins = self.plan.old_classes, self.plan.teacher.model[-1].reg_max
         return DISTILLATIONS[kind](*_pairs(outputs, taught, old, bins))
 
 
 def _pairs(student: dict, teacher: dict, old_classes: int, bins: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(student, teacher) class logits (B, A, C_old) and box logits (B, A, 4, R) of the old classes."""
-    tensors: list[Tensor] = []
-    for outputs in (student, teacher):
-        heads = outputs.get("old_heads", [outputs])
-        scores = [head["scores"][:, : old_classes if "old_heads" not in outputs else None] for head in heads]
-        # (B, C, A) → (B, A, C); parallel heads differ in C and are laid side by side along the anchors
-        width = max(score.shape[1] for score in scores)
-        padded = [nn.functional.pad(score, (0, 0, 0, width - score.shape[1]), value=-20.0) for score in scores]
-        tensors.append(torch.cat(padded, 2).transpose(1, 2))
-        boxes = torch.cat([head["boxes"] for head in heads], 2)
-        tensors.append(boxes.transpose(1, 2).unflatten(2, (4, bins)))
-    return tensors[0], tensors[2], tensors[1], tensors[3]
+    """Class logits (B, A, C_old) of student and teacher, then box logits (B, A, 4, R) of both.
+
+    With parallel heads the old heads are laid side by side along the anchors.
+    """
+    if "old_heads" in student:
+        taught, learned = [*teacher.get("old_heads", []), teacher], student["old_heads"]
+    else:
+        taught, learned = [teacher], [{**student, "scores": student["scores"][:, :old_classes]}]
+    return (
+        _class_logits(learned),
+        _class_logits(taught),
+        _box_logits(learned, bins),
+        _box_logits(taught, bins),
+    )
+
+
+def _class_logits(heads: list[dict]) -> Tensor:
+    width = max(head["scores"].shape[1] for head in heads)
+    # A class that a head does not have: a logit that means "no" in student and teacher alike.
+    padded = [
+        nn.functional.pad(head["scores"], (0, 0, 0, width - head["scores"].shape[1]), value=-20.0) for head in heads
+    ]
+    return torch.cat(padded, 2).transpose(1, 2)
+
+
+def _box_logits(heads: list[dict], bins: int) -> Tensor:
+    return torch.cat([head["boxes"] for head in heads], 2).transpose(1, 2).unflatten(2, (4, bins))
+
+
+def _detection_loss(model: nn.Module) -> Callable:
+    """The detector's own loss; with parallel heads that of the last one, on its own classes."""
+    loss, head = model.init_criterion(), model.model[-1]
+    if not isinstance(head, ParallelDetect):
+        return loss
+    last = head.heads[-1]
+    first = head.nc - last.nc
+    loss.nc, loss.no, loss.assigner.num_classes = last.nc, last.no, last.nc
+
+    def of_last_head(outputs: dict, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        return loss(outputs, {**batch, "cls": batch["cls"] - first})
+
+    return of_last_head
 
 
 def _aligned(plan: StagePlan, model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -155,7 +186,7 @@ class StageTrainer(DetectionTrainer):
         self.args.freeze = [name.removeprefix("model.").rstrip(".") for name in self.plan.frozen] or None
         super()._setup_train()
         model = unwrap_model(self.model)
-        if self.plan.negatives == "new" and self.plan.old_classes:
+        if self.plan.negatives == "new" and self.plan.old_classes and not isinstance(model.model[-1], ParallelDetect):
             weights = torch.ones(model.model[-1].nc, device=self.device)
             weights[: self.plan.old_classes] = 0.0
             model.class_weights = weights
@@ -163,7 +194,7 @@ class StageTrainer(DetectionTrainer):
             self.plan.teacher.to(self.device).eval().requires_grad_(False)
             self.plan.teacher.model[-1].training = True  # raw outputs; its BatchNorms stay in eval mode
         # After the EMA copy was made: the copy must not carry a teacher.
-        model.criterion = StageCriterion(model.init_criterion(), self.plan, model, self.seen)
+        model.criterion = StageCriterion(_detection_loss(model), self.plan, model, self.seen)
         self._held = self._old_rows() if self.plan.hold_old_rows else []
         self._generator = torch.Generator().manual_seed(self.plan.seed)
 

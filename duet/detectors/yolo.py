@@ -17,6 +17,7 @@ from ultralytics.utils.patches import imread
 
 from duet.config import EvaluationSettings, MethodSettings
 from duet.detectors.base import Description, Detections, Detector, StageOutcome, StageRequest, StateSplit
+from duet.detectors.parallel_head import ParallelDetect
 from duet.detectors.ultralytics_stage import StagePlan, run_stage
 from duet.errors import InputError
 
@@ -34,7 +35,11 @@ class YoloDetector(Detector):
 
     def __init__(self, model: DetectionModel) -> None:
         head = model.model[-1]
-        if type(head) is not Detect or getattr(head, "one2one_cv2", None) is not None or head.reg_max <= 1:
+        if (
+            type(head) not in (Detect, ParallelDetect)
+            or getattr(head, "one2one_cv2", None) is not None
+            or head.reg_max <= 1
+        ):
             raise InputError(
                 f"detector with head {type(head).__name__}: expected a plain Detect head with distribution boxes "
                 "(YOLOv8, YOLO11, YOLO12); end-to-end heads are not supported"
@@ -62,7 +67,12 @@ class YoloDetector(Detector):
         """Build the network of a description; its tensors are still random."""
         layout = dict(description.architecture)
         model = DetectionModel(layout["yaml"], nc=layout["tower_classes"], verbose=False)
-        detector = cls(model)._with_rows(description.classes, seed=0)
+        first, *later = layout["heads"]
+        detector = cls(model)._with_rows(description.classes[:first], seed=0)
+        position = first
+        for count in later:
+            detector = detector._with_head(description.classes[position : position + count], seed=0)
+            position += count
         detector._image_size = layout.get("image_size")
         return detector
 
@@ -114,17 +124,21 @@ class YoloDetector(Detector):
         return self._with_rows(classes, seed)
 
     def grown(self, new_classes: Sequence[str], seed: int, head: str) -> YoloDetector:
-        """Append class rows."""
-        if head != "rows":
-            raise InputError(f"head policy '{head}' is not supported by this detector; expected 'rows'")
+        """Append class rows, or a whole head whose towers start as those of the last one."""
         known = [name for name in new_classes if name in self.classes]
         if known:
             raise ValueError(f"the detector already has class '{known[0]}'")
+        if head == "parallel":
+            return self._with_head(new_classes, seed)
+        if isinstance(self.head, ParallelDetect):
+            raise InputError("a detector with parallel heads cannot grow by rows; keep method.head: parallel")
         return self._with_rows((*self.classes, *new_classes), seed, keep=len(self.classes))
 
     def merged_head(self, previous: Mapping[str, Tensor], method: MethodSettings) -> dict[str, Tensor]:
         """Old class rows and towers by the method's policies, new class rows from training."""
         current = self.state()
+        if isinstance(self.head, ParallelDetect):
+            return {**{key: current[key] for key in self.split.task}, **self._old_heads(previous)}
         rows = self._row_keys()
         merged: dict[str, Tensor] = {}
         for key in self.split.task:
@@ -185,7 +199,12 @@ class YoloDetector(Detector):
         return Description(
             "yolo",
             self.classes,
-            {"yaml": layout, "tower_classes": self._tower_classes(), "image_size": self.image_size},
+            {
+                "yaml": layout,
+                "tower_classes": self._tower_classes(),
+                "heads": [head.nc for head in self._heads()],
+                "image_size": self.image_size,
+            },
         )
 
     def save_checkpoint(self, path: Path) -> None:
@@ -219,7 +238,29 @@ class YoloDetector(Detector):
 
     def _tower_classes(self) -> int:
         """The class count that gives the class towers the width they have (Detect: max(ch, min(nc, 100)))."""
-        return min(self.head.cv3[0][-1].in_channels, 100)
+        return min(self._heads()[0].cv3[0][-1].in_channels, 100)
+
+    def _heads(self) -> list[Detect]:
+        return list(self.head.heads) if isinstance(self.head, ParallelDetect) else [self.head]
+
+    def _old_heads(self, previous: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The earlier heads' tensors, to the bit those of the previous model."""
+        prefix = self.head_prefix
+        names = {key: f"{prefix}heads.0.{key.removeprefix(prefix)}" for key in previous if key.startswith(prefix)}
+        if any(key.startswith(f"{prefix}heads.") for key in previous):
+            names = {key: key for key in names}
+        return {name: previous[key].clone() for key, name in names.items()}
+
+    def _with_head(self, classes: Sequence[str], seed: int) -> YoloDetector:
+        last = YoloDetector._wrapping(copy.deepcopy(self.model), self.image_size)
+        last.model.model[-1] = copy.deepcopy(self._heads()[-1])
+        fresh = last._with_rows(classes, seed).head
+        model = copy.deepcopy(self.model)
+        old = list(model.model[-1].heads) if isinstance(self.head, ParallelDetect) else [model.model[-1]]
+        model.model[-1] = ParallelDetect([*old, fresh])
+        names = (*self.classes, *classes)
+        model.names, model.nc, model.yaml = dict(enumerate(names)), len(names), {**model.yaml, "nc": len(names)}
+        return type(self)._wrapping(model, self.image_size)
 
     def _with_rows(self, classes: Sequence[str], seed: int, keep: int = 0) -> YoloDetector:
         model = copy.deepcopy(self.model)
@@ -246,7 +287,7 @@ class YoloDetector(Detector):
             previous=request.directional.previous if request.directional else {},
             direction=request.directional.direction if request.directional else {},
             negatives=method.negatives,
-            hold_old_rows=method.old_rows == "restore" and method.negatives == "new",
+            hold_old_rows=method.head == "rows" and method.old_rows == "restore" and method.negatives == "new",
             frozen=frozen,
             freeze_batch_norm=method.batch_norm == "freeze" or request.head_only,
             shared_prefixes=tuple(f"model.{index}." for index in range(len(self.model.model) - 1)),
@@ -260,9 +301,11 @@ class YoloDetector(Detector):
 
     def _frozen_prefixes(self, method: MethodSettings, head_only: bool) -> tuple[str, ...]:
         prefixes: list[str] = []
+        if isinstance(self.head, ParallelDetect):
+            prefixes += [f"{self.head_prefix}heads.{index}." for index in range(len(self.head.heads) - 1)]
         if method.freeze_shared or head_only:
             prefixes += [f"model.{index}." for index in range(len(self.model.model) - 1)]
-        if method.freeze_towers:
+        if method.freeze_towers and not isinstance(self.head, ParallelDetect):
             prefixes.append(f"{self.head_prefix}cv2.")
             prefixes += [
                 f"{self.head_prefix}cv3.{level}.{part}."

@@ -6,6 +6,9 @@ of the box of an anchor. Both functions return 0 with a gradient graph when ther
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,11 +43,11 @@ def filtered_distillation(
     student_classes, student_boxes = student_classes.float(), student_boxes.float()
     teacher_classes, teacher_boxes = teacher_classes.float(), teacher_boxes.float()
     confidence = teacher_classes.amax(-1)  # (B, A)
-    kept = (confidence >= _quantile(confidence, quantile)).float()
+    kept = (confidence >= _order_statistic(confidence, quantile, math.ceil)).float()
     error = (student_classes - teacher_classes).square().sum(-1)  # (B, A)
     class_loss = (error * kept).sum() / kept.sum()
     variance = teacher_boxes.var(-1, unbiased=False)  # (B, A, 4)
-    steady = (variance <= _quantile(variance, quantile)).float()
+    steady = (variance <= _order_statistic(variance, quantile, math.floor)).float()
     log_student, log_teacher = student_boxes.log_softmax(-1), teacher_boxes.log_softmax(-1)
     divergence = (log_student.exp() * (log_student - log_teacher)).sum(-1)  # (B, A, 4)
     return class_loss + (divergence * steady).sum() / steady.sum()
@@ -83,8 +86,7 @@ def weighted_distillation(
     return (excess + (divergence * confidence).sum()) / confidence.sum().clamp(min=1.0)
 
 
-def _quantile(values: Tensor, quantile: float) -> Tensor:
-    # torch.quantile refuses more than 16 M values; the k-th smallest does not and needs no interpolation.
+def _order_statistic(values: Tensor, quantile: float, rounding: Callable[[float], int]) -> Tensor:
+    """The value below or above the interpolated quantile; the same mask as torch.quantile's, without its size limit."""
     flat = values.flatten()
-    position = min(int(quantile * flat.numel()) + 1, flat.numel())
-    return flat.kthvalue(position).values
+    return flat.kthvalue(rounding(quantile * (flat.numel() - 1)) + 1).values

@@ -96,7 +96,7 @@ class Verdict:
     def caption(self) -> str:
         """Such as ``4 of 5 found, 1 false``."""
         total = len(self.correct) + len(self.missed)
-        found = f"{len(self.correct)} of {total} found" if total else "nothing to find"
+        found = f"{len(self.correct)} of {total} found" if total else "nothing it was taught"
         return f"{found}, {len(self.false)} false" if self.false else found
 
 
@@ -173,13 +173,12 @@ class _Canvas:
         self.image = Image.fromarray(np.ascontiguousarray(image_rgb)).resize(size_wh, method)
         self._draw = ImageDraw.Draw(self.image)
         self._font = _font(max(11, round(size / 27)))
-        self._line = max(2, round(size / 160))
+        self._line = max(2, round(size / 130))
 
     def solid(self, box: DrawnBox, colour: str) -> None:
-        """An outline with a thin dark rim, so that it stands out from any background."""
+        """An outline with a thin dark rim outside, so that it stands out from any background."""
         left, top, right, bottom = self._corners(box)
-        rim = self._line + 1
-        self._draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="#000000", width=rim + 1)
+        self._draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="#000000", width=1)
         self._draw.rectangle((left, top, right, bottom), outline=colour, width=self._line)
 
     def dashed(self, box: DrawnBox, colour: str, dash: int, gap: int) -> None:

@@ -20,7 +20,7 @@ INK = "#1c2630"
 MUTED = "#66727f"
 RULE = "#d3dae1"
 PAPER = "#fdfefe"
-HEAT = "#14566f"
+HEAT = "#0e5f80"
 ON_HEAT = "#fefdfd"
 
 _CSS_VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", HEAT: "heat", ON_HEAT: "on-heat"}
@@ -91,7 +91,8 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     _save(figure, data, {**STYLE, "svg.hashsalt": name}, format="svg", metadata=metadata, transparent=True)
     svg = _for_page(data.getvalue())
-    width = figure.get_figwidth() * 96
+    # Matplotlib's 72 points per inch are 96 CSS pixels; a little larger reads better.
+    width = figure.get_figwidth() * 96 * 1.2
     head = f'<svg class="plot" role="img" aria-label="{escape(description)}" style="max-width:{width:.0f}px"'
     return svg.replace("<svg", head, 1)
 

@@ -66,14 +66,15 @@ def forgetting_figure(results: Mapping[str, Any]) -> Figure | None:
     stages = results["stages"]
     if len(stages) < 2:
         return None
-    figure = new_figure(6.4, 3.3)
+    figure = new_figure(5.4, 3.4)
     axes = figure.add_subplot()
     ends = []
     for position, task in enumerate(results["series"]["tasks"][: len(stages)]):
         values = [_nan(own_slice_map(stage, task)) for stage in stages[position:]]
         numbers = [stage["task"] for stage in stages[position:]]
         axes.plot(numbers, values, color=line_colour(position), marker="o", markersize=4.5)
-        ends.append((values[-1], f"{class_list(task['classes'])} · {task['domain']}", line_colour(position)))
+        name = textwrap.shorten(f"{class_list(task['classes'])} · {task['domain']}", 30, placeholder=" …")
+        ends.append((values[-1], name, line_colour(position)))
     axes.set(ylim=(0, 1.04), ylabel="mAP50", xlabel="after task", xlim=(0.85, stages[-1]["task"] + 0.1))
     axes.set_xticks([stage["task"] for stage in stages])
     light_grid(axes)
@@ -91,12 +92,12 @@ def loss_figure(results: Mapping[str, Any], task: int) -> Figure | None:
     names = list(dict.fromkeys(name for epoch in epochs for name in epoch))
     if not names:
         return None
-    figure = new_figure(5.2, 3.1)
+    figure = new_figure(5.0, 3.1)
     axes = figure.add_subplot()
-    plain = list(dict.fromkeys(name.removesuffix("_weighted") for name in names))
+    plain = list(dict.fromkeys(_plain_name(name) for name in names))
     for name in names:
-        base = name.removesuffix("_weighted")
-        style = {"color": line_colour(plain.index(base)), "linestyle": "--" if name != base else "-"}
+        dashes = "--" if name.endswith("_weighted") else "-"
+        style = {"color": line_colour(plain.index(_plain_name(name))), "linestyle": dashes}
         values = [_nan(epoch.get(name)) for epoch in epochs]
         marker = "o" if len(epochs) == 1 else None
         axes.plot(range(1, len(epochs) + 1), values, label=name.replace("_", " "), marker=marker, **style)
@@ -140,7 +141,7 @@ def old_boxes_figure(results: Mapping[str, Any]) -> Figure | None:
     if not groups:
         return None
     rows = sum(len(bars) + 1 for _, bars in groups)
-    figure = new_figure(6.4, 0.7 + 0.25 * rows)
+    figure = new_figure(5.6, 0.7 + 0.24 * rows)
     axes = figure.add_subplot()
     labels: dict[int, str] = {}
     row = 0
@@ -168,8 +169,7 @@ def _draw_grid(axes: Axes, results: Mapping[str, Any], stage: Mapping[str, Any])
         for row, domain in enumerate(domains):
             learned = known.issuperset(task["classes"])
             _draw_cell(axes, column, row, values.get((domain, task["task"])), learned)
-            trained = learned and task["domain"] == domain
-            if trained:
+            if learned and task["domain"] == domain and stage["task"]:
                 frame = Rectangle((column - 0.44, row - 0.44), 0.88, 0.88, fill=False, edgecolor=INK, linewidth=1.3)
                 axes.add_patch(frame)
     axes.set(xlim=(-0.5, len(tasks) - 0.5), ylim=(len(domains) - 0.5, -0.5))
@@ -187,7 +187,7 @@ def _draw_cell(axes: Axes, column: int, row: int, value: float | None, learned: 
     shade = 0.06 + 0.94 * (value or 0.0)
     look = {"facecolor": RULE, "alpha": 0.5} if value is None else {"facecolor": HEAT, "alpha": shade}
     axes.add_patch(Rectangle(**place, **look))
-    colour = ON_HEAT if value is not None and value > 0.5 else INK
+    colour = ON_HEAT if value is not None and value > 0.65 else INK
     axes.text(column, row, ABSENT if value is None else number(value, 2), ha="center", va="center", color=colour)
 
 
@@ -243,7 +243,9 @@ def _name_blocks(axes: Axes, layers: Sequence[str]) -> None:
     labels = [name.removeprefix(shared) for name, _ in chosen]
     slant = {"rotation": 45, "ha": "right"} if max(map(len, labels)) > 3 else {}
     axes.set_xticks([position for _, position in chosen], labels=labels, **slant)
-    axes.set_xlabel(f"blocks {shared}… from the input to the head" if shared else "layers from the input to the head")
+    axes.set_xlabel(
+        f"blocks of {shared[:-1]}, from the input to the head" if shared else "layers, from the input to the head"
+    )
 
 
 def _fate_bars(results: Mapping[str, Any], stage: Mapping[str, Any]) -> list[tuple[str, int, list[float]]]:
@@ -260,9 +262,14 @@ def _fate_bars(results: Mapping[str, Any], stage: Mapping[str, Any]) -> list[tup
             boxes = sum(row["boxes"] for row in rows)
             if boxes:
                 place = task["domain"] if own else "other domains"
-                label = f"{class_list(task['classes'])} · {place}"
+                label = textwrap.fill(f"{class_list(task['classes'])} · {place}", 26)
                 bars.append((label, boxes, [sum(row[name] for row in rows) / boxes for name, _ in _FATES]))
     return bars
+
+
+def _plain_name(loss: str) -> str:
+    """``distill`` for both ``distill_loss`` and ``distill_weighted``."""
+    return loss.removesuffix("_weighted").removesuffix("_loss")
 
 
 def _has_alpha(stage: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from duet.evaluation.indices import mean_map
 from duet.series import Role, Slice
 
 ABSENT = "–"
+JOINT = "joint"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ INDEX_NAMES = (
     IndexName("fwt", "FWT", "Forward transfer: mAP of old classes in a domain that is still to come.", False),
 )
 
-_TERM_TITLES = {name.key.removeprefix("avg_"): name.title for name in INDEX_NAMES}
+_TERM_NAMES = {name.key.removeprefix("avg_"): name for name in INDEX_NAMES}
 
 MEAN_MAP = IndexName("mean_map", "Mean mAP", "Plain mean of the final mAP over the class × domain grid.", False)
 
@@ -60,7 +61,7 @@ class SliceRow:
     """One slice after one task; mAP values are fractions, absent ones None.
 
     Args:
-        role: new, old or unseen.
+        role: new, old or unseen; joint for a cell of a joint run.
         domain: name of the domain.
         classes: names of the classes.
         map50: mAP at IoU 0.5.
@@ -93,7 +94,7 @@ class SliceRow:
 
 
 def slice_rows(results: Mapping[str, Any], task: int) -> list[SliceRow]:
-    """The slices after one task.
+    """The slices after one task; the grid's cells of a joint run, whose stage has no slices.
 
     An old slice is compared with its own mAP right after the task that taught it (after the last task the ratio
     is its RI), a new or unseen slice with the run's reference (the ratio is a term of NI or GI).
@@ -105,7 +106,9 @@ def slice_rows(results: Mapping[str, Any], task: int) -> list[SliceRow]:
     Raises:
         KeyError: when that stage is not in the results.
     """
-    return [_slice_row(results, item) for item in stage_of(results, task)["slices"]]
+    stage = stage_of(results, task)
+    items = stage["slices"] or [{"role": JOINT, **cell} for cell in stage.get("grid") or ()]
+    return [_slice_row(results, item) for item in items]
 
 
 def stage_of(results: Mapping[str, Any], task: int) -> Mapping[str, Any]:
@@ -142,14 +145,16 @@ def index_block(results: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
 
 def skipped_lines(results: Mapping[str, Any], metric: str = "map50") -> list[str]:
     """One line for each index and reason for which terms were left out of its mean, with their slices."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[IndexName, str], list[str]] = {}
     for term in index_block(results, metric).get("skipped") or ():
         label = f"{slice_label(term['domain'], term['classes'])} after task {term['task']}"
-        groups.setdefault((_TERM_TITLES[term["index"]], term["reason"]), []).append(label)
+        groups.setdefault((_TERM_NAMES[term["index"]], term["reason"]), []).append(label)
     lines = []
-    for (title, reason), labels in groups.items():
+    for (name, reason), labels in groups.items():
         more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-        lines.append(f"{title} leaves out {', '.join(labels[:3])}{more}: {reason}.")
+        empty = index_value(results, name.key, metric) is None
+        what = "cannot be computed" if empty else f"leaves out {', '.join(labels[:3])}{more}"
+        lines.append(f"{name.title} {what}: {reason}.")
     return lines
 
 

@@ -46,12 +46,13 @@ def stage_table(results: Mapping[str, Any], task: int) -> Table:
     Raises:
         KeyError: when that stage is not in the results.
     """
+    rows = slice_rows(results, task)
     table = _table(stage_title(results, task))
     table.add_column("Role", no_wrap=True)
     table.add_column("Slice", overflow="fold")
     for name in ("mAP50", "mAP50-95", "Images", "Boxes", "Reference", "Ratio"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in slice_rows(results, task):
+    for row in rows:
         table.add_row(*_slice_cells(row))
     return table
 

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from duet.datasets.yolo import read_class_names, read_split
+from duet.errors import InputError
+
+NAMES = ("cat", "dog")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for stem, size in (("b", (40, 20)), ("a", (10, 10))):
+        Image.new("RGB", size).save(tmp_path / "images" / f"{stem}.png")
+    (tmp_path / "labels" / "b.txt").write_text("1 0.5 0.5 0.5 0.2\n\n0 0.25 0.5 0.5 1.0\n")
+    return tmp_path
+
+
+def read(folder, **options):
+    return read_split(folder / "images", folder / "labels", NAMES, **options)
+
+
+def test_boxes_are_pixels_and_labels_names(folder):
+    first, second = read(folder)
+    assert (first.path.name, first.labels, first.boxes_xyxy.shape) == ("a.png", (), (0, 4))
+    assert second.size_hw == (20, 40)
+    assert second.labels == ("dog", "cat")
+    np.testing.assert_allclose(second.boxes_xyxy, [[10, 8, 30, 12], [0, 0, 20, 20]])
+    assert second.lines[1].endswith("b.txt, line 3")
+
+
+def test_a_split_file_chooses_by_stem_or_name(folder):
+    split = folder / "split.txt"
+    split.write_text("b\r\n")
+    assert [image.path.name for image in read(folder, split=split)] == ["b.png"]
+    split.write_text("images/a.png\n")
+    assert [image.path.name for image in read(folder, split=split)] == ["a.png"]
+    split.write_text("b\nzebra\n")
+    with pytest.raises(InputError, match=r"split\.txt, line 2: image 'zebra'"):
+        read(folder, split=split)
+    split.write_text("\n")
+    with pytest.raises(InputError, match="holds no image"):
+        read(folder, split=split)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 0.5 0.5 0.1 0.1", r"line 1: class 2 does not exist, expected 0 to 1"),
+        ("-1 0.5 0.5 0.1 0.1", "class -1 does not exist"),
+        ("0 0.5 0.5 -0.1 0.1", "positive width and height"),
+        ("0 0.5 0.5 0 0.1", "positive width and height"),
+        ("0 0.9 0.5 0.4 0.1", "reaches outside the image"),
+        ("0 0.5 0.5 1.2 0.1", "reaches outside the image"),
+        ("0 0.1 0.5 0.4 0.1", "reaches outside the image"),
+        ("0 nan 0.5 0.4 0.1", "positive width and height"),
+        ("0 0.5 0.5 0.1", "found 4 values"),
+        ("cat 0.5 0.5 0.1 0.1", "expected an integer and four numbers"),
+        ("0 0.5 0.5 0.1 x", "expected an integer and four numbers"),
+    ],
+)
+def test_a_bad_line_is_named(folder, line, message):
+    (folder / "labels" / "a.txt").write_text(line + "\n")
+    with pytest.raises(InputError, match=message) as caught:
+        read(folder)
+    assert "a.txt, line 1" in str(caught.value)
+
+
+def test_an_unreadable_image_and_absent_folders_are_named(folder):
+    (folder / "images" / "c.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"c\.jpg: not a readable image"):
+        read(folder)
+    with pytest.raises(InputError, match="no such image folder"):
+        read_split(folder / "x", folder / "labels", NAMES)
+    with pytest.raises(InputError, match="no such label folder"):
+        read_split(folder / "images", folder / "x", NAMES)
+
+
+def test_class_names(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("cat\n dog \n\n")
+    assert read_class_names(path) == NAMES
+    path.write_text("cat\ncat\n")
+    with pytest.raises(InputError, match="'cat' is named twice"):
+        read_class_names(path)
+    path.write_text("\n")
+    with pytest.raises(InputError, match="names no class"):
+        read_class_names(path)
+    with pytest.raises(InputError, match="no such file"):
+        read_class_names(tmp_path / "absent.txt")

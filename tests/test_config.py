@@ -1,0 +1,105 @@
+import pytest
+import yaml
+
+from duet.config import MethodSettings, RunConfig, overlay, parse_assignments, read_yaml, validate
+from duet.errors import InputError
+from duet.methods import METHODS, method_settings
+from duet.resolve import resolve_config
+
+
+def test_layers_lie_over_one_another_in_order(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 4\ntrain: {epochs: 3, batch: 4}\nmethod: {name: duet, calibration_epochs: 1}\n")
+    config = resolve_config(path, {"seed": 7}, parse_assignments(["train.batch=2", "method.distillation.weight=0.25"]))
+    assert config.seed == 7  # option over file
+    assert config.train.epochs == 3  # file over series (8)
+    assert config.train.batch == 2  # --set over file
+    assert config.train.image_size == 160  # series over default (640)
+    assert config.method.calibration_epochs == 1
+    assert config.method.distillation.weight == 0.25
+    assert config.method.distillation.kind == METHODS["duet"].distillation.kind
+
+
+def test_the_resolved_configuration_resolves_to_itself(tmp_path):
+    config = resolve_config(None, {"method": "duet-paper"})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert resolve_config(path, {}) == config
+
+
+def test_the_method_option_replaces_the_files_method(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("method: {name: duet, calibration_epochs: 5}\n")
+    assert resolve_config(path, {"method": "sequential"}).method == METHODS["sequential"]
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["train.epoch=3"], "unknown key 'train.epoch'; did you mean 'epochs'"),
+        (["trian.epochs=3"], "unknown key 'trian'; did you mean 'train'"),
+        (["method.distillation.wieght=1"], "did you mean 'weight'"),
+        (["train.epochs=0"], "key 'train.epochs' is 0"),
+        (["train.image_size=100"], "key 'train.image_size' is 100"),
+        (["train.lr0=fast"], "key 'train.lr0' is 'fast'"),
+        (["seed=-1"], "key 'seed' is -1"),
+        (["method.name=dute"], "unknown method 'dute'; did you mean 'duet'"),
+        (["series=dema"], "unknown series 'dema'; did you mean 'demo'"),
+        (["train=5"], "key 'train' is 5"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(assignments, message):
+    with pytest.raises(InputError, match=message):
+        resolve_config(None, {}, parse_assignments(assignments))
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "=3", "train..epochs=3", "train.epochs=[1"])
+def test_a_malformed_assignment_is_refused(text):
+    with pytest.raises(InputError, match="--set"):
+        parse_assignments([text])
+
+
+def test_assignments_read_numbers_and_null():
+    values = parse_assignments(["a.b=1e-3", "a.c=null", "a.d=true", "e=text"])
+    assert values == {"a": {"b": 0.001, "c": None, "d": True}, "e": "text"}
+
+
+def test_overlay_changes_neither():
+    base, top = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
+    assert overlay(base, top) == {"a": {"b": 3, "c": 2}}
+    assert base == {"a": {"b": 1, "c": 2}}
+
+
+def test_a_broken_yaml_names_file_and_line(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1\nb: [\n")
+    with pytest.raises(InputError, match=r"x\.yaml, line 3"):
+        read_yaml(path)
+    path.write_text("- 1\n")
+    with pytest.raises(InputError, match="expected a mapping"):
+        read_yaml(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_yaml(tmp_path / "absent.yaml")
+
+
+def test_every_method_is_registered_under_its_name():
+    assert {name: settings.name for name, settings in METHODS.items()} == {name: name for name in METHODS}
+    with pytest.raises(InputError, match="did you mean 'sequential'"):
+        method_settings("sequental")
+
+
+def test_duet_paper_is_the_paper():
+    paper = METHODS["duet-paper"]
+    assert paper.merge.options == {"gamma": 0.1, "alpha_base": 0.5}
+    assert (paper.distillation.kind, paper.distillation.weight) == ("paper", 0.01)
+    assert (paper.directional_consistency.granularity, paper.directional_consistency.weight) == ("scalar", 0.01)
+    assert paper.weight_decay == 0.001
+    assert paper.shared_lr_factor == 1.0
+
+
+def test_sections_are_immutable_and_refuse_nonsense():
+    settings = validate(MethodSettings, {"name": "x"}, "here")
+    with pytest.raises(ValueError, match="frozen"):
+        settings.name = "y"
+    with pytest.raises(InputError, match="here: key 'method' is missing"):
+        validate(RunConfig, {}, "here")

@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from duet.errors import InputError
+from duet.state import RunState, read_json, sha256_of, write_atomic, write_json, write_text
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(path, fail)
+    assert path.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_broken_json_names_file_and_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1,\n')
+    with pytest.raises(InputError, match=r"a\.json, line 2"):
+        read_json(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_json(path)
+
+
+def test_sha256_is_that_of_the_content(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def stage(folder, number, text):
+    path = folder / "stages" / str(number) / "model"
+    write_text(path, text)
+    return {"model": path}
+
+
+def test_finished_stages_are_remembered(tmp_path):
+    state = RunState(tmp_path / "run", "f")
+    state.finish_stage(stage(tmp_path / "run", 1, "one"))
+    again = RunState(tmp_path / "run", "f")
+    assert again.finished_stages == 1
+    assert again.stage_file(1, "model").read_text() == "one"
+
+
+def test_a_damaged_or_missing_file_is_named(tmp_path):
+    state = RunState(tmp_path / "run", "f")
+    files = stage(tmp_path / "run", 1, "one")
+    state.finish_stage(files)
+    files["model"].write_text("two")
+    with pytest.raises(InputError, match=r"stages/1/model: damaged"):
+        state.stage_file(1, "model")
+    files["model"].unlink()
+    with pytest.raises(InputError, match=r"stages/1/model: missing"):
+        state.stage_file(1, "model")
+
+
+def test_another_run_or_a_full_folder_is_refused(tmp_path):
+    RunState(tmp_path / "run", "f")
+    with pytest.raises(InputError, match="another configuration"):
+        RunState(tmp_path / "run", "g")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(InputError, match="not a run folder"):
+        RunState(tmp_path / "photos", "f")
+    assert sorted(item.name for item in (tmp_path / "photos").iterdir()) == ["a.jpg"]
+
+
+def test_the_record_is_plain_json(tmp_path):
+    RunState(tmp_path / "run", "f")
+    assert json.loads((tmp_path / "run" / "state.json").read_text()) == {"fingerprint": "f", "files": {}, "stages": []}
