@@ -78,20 +78,28 @@ class Learner:
         digests = self._data_digests()
         stages = 1 if self.config.method.joint else len(self.series)
         if self.state.finished_stages < stages:
+            self.monitor.plan(self._planned_steps(digests))
             reference = self._reference(digests)
             if self.config.method.joint:
                 self._joint_stage(digests, reference)
             else:
                 self._incremental_stages(digests, reference)
-        return read_json(self.out / "results.json")
+        return self._finish()
+
+    def _finish(self) -> dict[str, Any]:
+        """Results and report of a run whose stages are done; what a kill left unwritten is written now."""
+        path, document = self.out / "results.json", None
+        if path.exists():
+            document = read_json(path)
+        if document is None or len(document["stages"]) < self.state.finished_stages:
+            document = self._write_results(read_json(self.out / "reference.json"))
+        if not (self.out / "report.html").exists():
+            self._write_report(document)
+        self.monitor.show(indices_table(document))
+        return document
 
     def _incremental_stages(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
         first = self.state.finished_stages + 1
-        batch = self.config.train.batch
-        remaining = len(self.series) - first + 1
-        epochs = remaining * self.config.train.epochs
-        epochs += self.config.method.calibration_epochs * (remaining - (first == 1))
-        self.monitor.plan(epochs * -(-len(self.domains[self.series.domains[first - 1]].train()) // batch))
         for task in range(first, len(self.series) + 1):
             self._stage(task, digests, reference)
 
@@ -166,9 +174,6 @@ class Learner:
         self.state.finish_stage(files)
         document = self._write_results(reference)
         self.monitor.show(stage_table(document, task))
-        if self.state.finished_stages == (1 if task == 0 else len(self.series)):
-            self._write_report(document)
-            self.monitor.show(indices_table(document))
 
     def _joint_stage(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
         trained = self._trainer(digests).joint()
@@ -273,6 +278,30 @@ class Learner:
                                 f"{line}: class '{label}' is not among the task's classes ({', '.join(task.classes)}); "
                                 "other_labels: drop in the series would leave it out"
                             )
+
+    def _planned_steps(self, digests: Mapping[str, str]) -> int:
+        """Training steps that are still to do, references included."""
+        settings, method, batch = self.config.train, self.config.method, self.config.train.batch
+        first = self.state.finished_stages + 1
+        steps = 0
+        for number in range(first, len(self.series) + 1):
+            task = self.series.tasks[number - 1]
+            count = self._trained_images(task.domain, task.classes)
+            epochs = settings.epochs + (method.calibration_epochs if number > 1 else 0)
+            steps += 0 if method.joint else epochs * -(-count // batch)
+        wanted = method.joint or self.config.evaluation.reference != "none"
+        if wanted and not (self.out / "reference.json").exists():
+            trainer = self._trainer(digests)
+            for domains, classes in trainer.missing():
+                count = sum(self._trained_images(name, classes) for name in domains)
+                steps += settings.epochs * -(-count // batch)
+        return steps
+
+    def _trained_images(self, domain: str, classes: Sequence[str]) -> int:
+        images, wanted = self.domains[domain].train(), frozenset(classes)
+        if self.source.section.unlabelled_images == "keep":
+            return len(images)
+        return sum(not wanted.isdisjoint(image.labels) for image in images)
 
     def _steps(self, data: TrainingSet) -> int:
         return self.config.train.epochs * -(-data.images // self.config.train.batch)

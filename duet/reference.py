@@ -77,9 +77,13 @@ class ReferenceTrainer:
         """A model that is trained on the slice's classes in its domain only."""
         return self._train(f"reference {item.label}", (item.domain,), item.classes, stage_seed(self.config.seed, 0))
 
-    def is_cached(self, domains: Sequence[str], classes: Sequence[str]) -> bool:
-        """Whether this reference was trained before."""
-        return (self._folder(domains, classes, stage_seed(self.config.seed, 0)) / "reference.json").is_file()
+    def missing(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Domains and classes of the references that this run needs and that were not trained before."""
+        series, seed = self.source.series, stage_seed(self.config.seed, 0)
+        wanted = [(series.domains, series.classes)]
+        if self.config.evaluation.reference == "individual":
+            wanted += [((item.domain,), item.classes) for item in divided_by(self.source)]
+        return [pair for pair in wanted if not (self._folder(*pair, seed) / "reference.json").is_file()]
 
     def _train(self, title: str, domains: Sequence[str], classes: Sequence[str], seed: int) -> Reference:
         folder = self._folder(domains, classes, seed)
@@ -143,7 +147,7 @@ def score_references(
     seconds = joint.seconds
     scores = {name: _score(trainer, joint.detector, name, tests) for name in series.domains}
     entries = []
-    for item in _divided_by(trainer):
+    for item in divided_by(trainer.source):
         if settings.reference == "joint":
             entries.append(score_slice(scores, item))
             continue
@@ -154,9 +158,9 @@ def score_references(
     return {"kind": settings.reference, "slices": entries, "grid": grid_cells(series, scores)}, seconds
 
 
-def _divided_by(trainer: ReferenceTrainer) -> list[Slice]:
+def divided_by(source: SeriesFile) -> list[Slice]:
     """Every slice that an index divides by, once: the unseen ones (GI) and the new ones from task 2 on (NI)."""
-    series = trainer.source.series
+    series = source.series
     found: list[Slice] = []
     for number in range(2, len(series) + 1):
         for item in series.slices(number):

@@ -20,6 +20,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from duet.config import DirectionalSettings, DistillationSettings
 from duet.detectors.base import DomainStatistics, StageProgress
 from duet.detectors.parallel_head import ParallelDetect
+from duet.errors import InputError
 from duet.losses.directional import directional_consistency
 from duet.losses.distillation import filtered_distillation, weighted_distillation
 
@@ -333,6 +334,8 @@ def run_stage(
     LOGGER.setLevel(logging.WARNING)
     try:
         trainer = StageTrainer(overrides=overrides)
+        if trainer.ddp:
+            raise InputError(f"train.device is '{overrides['device']}': a stage trains on one device so far")
         trainer.add_callback("on_train_batch_end", report_progress)
         model.stage_plan = plan
         trainer.model = model

@@ -172,7 +172,8 @@ def _pictures(results: Mapping[str, Any], scene: ScenePanel) -> list[Picture]:
     truth = draw_truth(scene.image_rgb, scene.ground_truth, colours, _SCENE_PIXELS)
     objects = len(scene.ground_truth)
     pictures = [_picture(truth, "Ground truth", f"{objects} object{'' if objects == 1 else 's'}")]
-    columns = [("At the end", stages[-1], scene.final)]
+    finished = stages == [0] or len(stages) == len(results["series"]["tasks"])
+    columns = [("At the end" if finished else f"After task {stages[-1]}", stages[-1], scene.final)]
     if len(stages) > 1:
         columns.insert(0, (f"After task {stages[0]}", stages[0], scene.after_first))
     for heading, task, detections in columns:

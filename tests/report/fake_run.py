@@ -171,7 +171,11 @@ def complete(series, run):
         },
         "detector": "yolo11n",
         "seed": 0,
-        "settings": {"train": {"epochs": 8, "lr": 0.001, "optimizer": "AdamW"}, "head": "rows", "notes": None},
+        "settings": {
+            "train": {"epochs": 8, "optimizer": {"name": "AdamW", "lr": 0.001}},
+            "head": "rows",
+            "notes": None,
+        },
         "versions": {"python": "3.12.3", "torch": "2.8.0", "ultralytics": "8.4.190", "duet": "0.1.0"},
         "reference": {"kind": "joint", "slices": slices, "grid": make_grid(series, "joint")},
         **run,

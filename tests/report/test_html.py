@@ -106,13 +106,13 @@ def test_tiles_show_the_five_headline_numbers(rendered):
         assert f'<p class="value">{results["indices"]["map50"][key]:.3f}</p>' in tiles
     assert tiles.count('<p class="meaning">') == 5
     assert f"{results['indices']['map50_95']['overall']:.3f} at mAP50-95" in tiles
-    assert "with ratios capped" not in tiles
+    assert "capped at 1" not in tiles
 
 
 def test_capped_value_stands_beside_a_raw_one_above_it(small):
     small["indices"]["map50"] |= {"avg_gi": 1.25, "avg_gi_capped": 0.98}
     text = render_report(small, [])
-    assert "1.250" in text and "0.980 with ratios capped at 1" in text
+    assert "1.250" in text and "0.980 capped at 1" in text
     assert 'style="width:125' not in text
 
 
@@ -173,8 +173,11 @@ def test_empty_detections_and_empty_scenes_work(small):
     assert Page(render_report(small, [])).images == []
 
 
-def test_unfinished_run_says_so(rendered):
-    assert "1 of 4 tasks are done" in render_report(make_results(stages=1), [])
+def test_unfinished_run_says_so(rendered, scenes):
+    text = render_report(make_results(TASKS[:3], stages=2), scenes[:1])
+    assert "2 of 3 tasks are done" in text
+    headings = [image["alt"].split(":")[0] for image in Page(text).images]
+    assert headings == ["Ground truth", "After task 1", "After task 2"]
     assert not any("tasks are done" in text for _, text in rendered.values())
 
 
@@ -182,7 +185,14 @@ def test_settings_and_versions_are_folded_in(small):
     small["settings"]["names"] = ["a", "b"]
     page = Page(render_report(small, []))
     assert "details" in page.tags
-    for row in (["train.epochs", "8"], ["head", "rows"], ["notes", ""], ["names", "a, b"], ["torch", "2.8.0"]):
+    for row in (
+        ["train.epochs", "8"],
+        ["train.optimizer.lr", "0.001"],
+        ["head", "rows"],
+        ["notes", ""],
+        ["names", "a, b"],
+        ["torch", "2.8.0"],
+    ):
         assert row in page.rows
 
 
