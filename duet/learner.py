@@ -6,6 +6,7 @@ needed; no earlier training image is read again. A run that was stopped goes on 
 
 from __future__ import annotations
 
+import datetime
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -199,7 +200,8 @@ class Learner:
         first = read_json(self.state.stage_file(1, "examples"))
         final = read_json(self.state.stage_file(count, "examples"))
         panels = scene_panels(self.tests, first, final, EXAMPLES)
-        write_atomic(self.out / "report.html", lambda temporary: write_report(document, panels, temporary))
+        today = datetime.date.today().isoformat()
+        write_atomic(self.out / "report.html", lambda part: write_report(document, panels, part, date=today))
 
     def _scores(self, detector: Detector, title: str) -> dict[str, DomainScores]:
         scores = {}

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from merging.blocks import Inputs, Range
 from merging.checks import convex_weights
+from merging.job import merge_states
 from merging.mean import bounded_mean
-from merging.merger import Merger, MergeSettings, merge_states
+from merging.merger import Merger, MergeSettings
 from merging.result import MergeResult, State
 
 

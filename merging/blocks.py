@@ -93,15 +93,17 @@ class Inputs:
         base = self.read_base(at)
         return [block.sub_(base) for block in self.read_models(at)]
 
-    def each(self, work: Callable[[Range], Result], ranges: Sequence[Range], phase: str) -> Iterator[Result]:
-        """Run ``work`` on every block, on several threads, and give the results in the order of the blocks."""
+    def each(
+        self, work: Callable[[Range], Result], ranges: Sequence[Range], phase: str
+    ) -> Iterator[tuple[Range, Result]]:
+        """Run ``work`` on every block, on several threads; blocks and results come in the order of the blocks."""
         total = sum(at.stop - at.start for at in ranges)
         done = 0
         for at, result in zip(ranges, _in_order(work, ranges, self._threads(total))):
             done += at.stop - at.start
             if self.progress:
                 self.progress(phase, done, total)
-            yield result
+            yield at, result
 
     def sums(self, work: Callable[[Range], Sequence[float]], keys: Iterable[str], phase: str) -> dict[str, list[float]]:
         """Add up numbers over the blocks of each tensor, correctly rounded, hence in any order.
@@ -115,8 +117,7 @@ class Inputs:
             key → sums; no entry for an empty tensor.
         """
         parts: dict[str, list[Sequence[float]]] = {}
-        ranges = self.ranges(keys)
-        for at, numbers in zip(ranges, self.each(work, ranges, phase)):
+        for at, numbers in self.each(work, self.ranges(keys), phase):
             parts.setdefault(at.key, []).append(numbers)
         return {key: [math.fsum(column) for column in zip(*rows)] for key, rows in parts.items()}
 
@@ -126,9 +127,7 @@ class Inputs:
         return 1 if scalars < _ALONE else min(4, os.cpu_count() or 1)
 
 
-def _in_order(
-    work: Callable[[Range], Result], ranges: Sequence[Range], threads: int
-) -> Iterator[Result]:
+def _in_order(work: Callable[[Range], Result], ranges: Sequence[Range], threads: int) -> Iterator[Result]:
     if threads == 1:
         yield from map(work, ranges)
         return

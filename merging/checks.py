@@ -36,7 +36,9 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> str:
         ValueError: when the value is not allowed.
     """
     if value not in allowed:
-        raise ValueError(f"option '{name}': expected one of {', '.join(allowed)}, got {value!r}{nearest(value, allowed)}")
+        raise ValueError(
+            f"option '{name}': expected one of {', '.join(allowed)}, got {value!r}{nearest(value, allowed)}"
+        )
     return str(value)
 
 

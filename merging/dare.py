@@ -11,8 +11,9 @@ from torch import Tensor
 
 from merging.blocks import Inputs, Range
 from merging.checks import choice, number
+from merging.job import merge_states
 from merging.layers import is_statistic
-from merging.merger import Merger, MergeSettings, merge_states
+from merging.merger import Merger, MergeSettings
 from merging.result import MergeResult, State
 from merging.task_arithmetic import scaled_sum
 from merging.ties import Ties
@@ -47,7 +48,7 @@ def dare_merging(
             places together with their seeds give the same merge.
         merge_with: ``task_arithmetic`` or ``ties``.
         scaling_factor: λ; ``None`` for the default of the method underneath, 0.3 or 1.
-        density: kept fraction of TIES, of which dropped entries are part; ``None`` for 0.2. Refused with task arithmetic.
+        density: kept fraction of TIES, dropped entries included; ``None`` for 0.2. Refused with task arithmetic.
         settings: policy, output dtype, BatchNorm, threads.
 
     Returns:
@@ -120,12 +121,12 @@ def drop_and_rescale(vector: Tensor, drop_rate: float, seed: int, at: Range) -> 
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed + index for index in range(count)] if _whole(seed) else []
-    if not all(_whole(item) for item in seeds) or not seeds:
+    seeds = [seed + index for index in range(count)] if _whole(seed) else seed
+    if not isinstance(seeds, (list, tuple)) or not all(_whole(item) for item in seeds):
         raise TypeError(f"option 'seed': expected a whole number or one per model, got {seed!r}")
     if len(seeds) != count:
         raise ValueError(f"option 'seed': expected one number for each of the {count} models, got {len(seeds)}")
-    return seeds
+    return list(seeds)
 
 
 def _whole(value: object) -> bool:

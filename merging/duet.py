@@ -10,8 +10,9 @@ from torch import Tensor
 
 from merging.blocks import Inputs, Range
 from merging.checks import choice, number
+from merging.job import merge_states
 from merging.layers import by_layer, is_statistic, layer_of
-from merging.merger import Merger, MergeSettings, merge_states
+from merging.merger import Merger, MergeSettings
 from merging.result import MergeResult, State
 
 Scope = Literal["layer", "tensor"]

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from merging.blocks import Inputs, Range
 from merging.checks import number
-from merging.merger import Merger, MergeSettings, as_source, merge_states
+from merging.job import merge_states
+from merging.merger import Merger, MergeSettings
 from merging.plan import plan_merge
 from merging.result import MergeResult, State
+from merging.sources import as_source
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def emr_parts(base: State, models: Sequence[State]) -> EmrParts:
     unified = {key: torch.empty(plan.specs[key].numel, dtype=torch.float64) for key in plan.merged}
     masks = [{key: torch.empty(len(flat), dtype=torch.bool) for key, flat in unified.items()} for _ in models]
     ranges = inputs.ranges(plan.merged)
-    for at, (elected, vectors) in zip(ranges, inputs.each(lambda at: _elect(inputs.task_vectors(at)), ranges, "elect")):
+    for at, (elected, vectors) in inputs.each(lambda at: _elect(inputs.task_vectors(at)), ranges, "elect"):
         unified[at.key][at.start : at.stop] = elected
         for mask, vector in zip(masks, vectors):
             mask[at.key][at.start : at.stop] = _agrees(vector, elected)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from merging.blocks import Inputs, Range
 from merging.checks import convex_weights, number
+from merging.job import merge_states
 from merging.layers import is_statistic
 from merging.mean import bounded_mean
-from merging.merger import Merger, MergeSettings, as_source, merge_states
+from merging.merger import Merger, MergeSettings
 from merging.result import MergeResult, State
-from merging.sources import TensorSource
+from merging.sources import TensorSource, as_source
 
 
 def fisher_merging(

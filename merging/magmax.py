@@ -9,12 +9,17 @@ from torch import Tensor
 
 from merging.blocks import Inputs, Range
 from merging.checks import number
-from merging.merger import Merger, MergeSettings, merge_states
+from merging.job import merge_states
+from merging.merger import Merger, MergeSettings
 from merging.result import MergeResult, State
 
 
 def magmax_merging(
-    base: State, models: Sequence[State], *, scaling_factor: float = 1.0, settings: MergeSettings | None = None
+    base: State,
+    models: Sequence[State],
+    *,
+    scaling_factor: float = 1.0,
+    settings: MergeSettings | None = None,
 ) -> MergeResult:
     """θ = θ_0 + λ τ, where τ takes per scalar the τ_k of the largest |τ_k| (Marczak et al., ECCV 2024, section 4).
 

@@ -101,9 +101,7 @@ def plan_merge(base: TensorSource, models: Sequence[TensorSource], policy: Polic
     return plan
 
 
-def _plan(
-    base: TensorSource, models: Sequence[TensorSource], policy: Policy, misfits: tuple[Misfit, ...]
-) -> MergePlan:
+def _plan(base: TensorSource, models: Sequence[TensorSource], policy: Policy, misfits: tuple[Misfit, ...]) -> MergePlan:
     bad = _with_ties({misfit.key for misfit in misfits}, base)
     extra = tuple(dict.fromkeys(key for model in models for key in model.specs if key not in base.specs))
     absent = bad if policy == "intersection" else set()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from merging.blocks import Inputs, Range
 from merging.checks import choice, number
+from merging.job import merge_states
 from merging.layers import is_statistic
-from merging.merger import Merger, MergeSettings, merge_states
+from merging.merger import Merger, MergeSettings
 from merging.result import MergeResult, State
 
 # Closer to parallel than this, sin(angle) loses its digits and the arc is a line (the value mergekit uses).
@@ -61,7 +62,7 @@ def prepare_slerp(inputs: Inputs, *, t: float, scope: Literal["tensor", "model"]
     products = inputs.sums(lambda at: _products(*inputs.read_models(at)), directions, "angles")
     if scope == "model":
         total = [math.fsum(column) for column in zip(*products.values())]
-        products = {key: total for key in products}
+        products = dict.fromkeys(products, total)
     pairs = {key: _arc(t, *products[key]) for key in products}
 
     def merge(at: Range) -> Tensor:

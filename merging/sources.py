@@ -83,6 +83,19 @@ class StateSource:
         return flat[start:stop]
 
 
+def as_source(model: Mapping[str, Tensor] | TensorSource, name: str) -> TensorSource:
+    """A mapping as a source; a source as it is.
+
+    Raises:
+        TypeError: when it is neither.
+    """
+    if isinstance(model, Mapping):
+        return StateSource(model, name)
+    if isinstance(model, (str, Path)) or not hasattr(model, "specs"):
+        raise TypeError(f"{name}: expected a mapping of tensors, got {type(model).__name__}")
+    return model
+
+
 def _check_tensors(state: Mapping[str, Tensor], name: str) -> None:
     for key, tensor in state.items():
         if not isinstance(tensor, Tensor):

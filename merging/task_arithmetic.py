@@ -8,12 +8,17 @@ from torch import Tensor
 
 from merging.blocks import Inputs, Range
 from merging.checks import number
-from merging.merger import Merger, MergeSettings, merge_states
+from merging.job import merge_states
+from merging.merger import Merger, MergeSettings
 from merging.result import MergeResult, State
 
 
 def task_arithmetic(
-    base: State, models: Sequence[State], *, scaling_factor: float = 0.3, settings: MergeSettings | None = None
+    base: State,
+    models: Sequence[State],
+    *,
+    scaling_factor: float = 0.3,
+    settings: MergeSettings | None = None,
 ) -> MergeResult:
     """θ = θ_0 + λ Σ_k (θ_k − θ_0) (Ilharco et al., ICLR 2023, section 2; λ = 0.3 is theirs for eight CLIP models).
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from merging.blocks import Inputs, Range
 from merging.checks import choice, number
-from merging.merger import Merger, MergeSettings, merge_states
+from merging.job import merge_states
+from merging.merger import Merger, MergeSettings
+from merging.order_statistics import Vectors, kth_smallest_magnitudes
 from merging.result import MergeResult, State
-from merging.select import Vectors, kth_smallest_magnitudes
 
 MergeFunction = Literal["mean", "sum", "max"]
 Scope = Literal["model", "tensor"]
@@ -34,16 +35,16 @@ def ties_merging(
 ) -> MergeResult:
     """θ_0 + λ τ by TIES (Yadav et al., NeurIPS 2023, arXiv 2306.01708, section 4), as the authors' code computes it.
 
-    Scope: each task vector is one long vector of all d floating-point scalars, tied tensors counted once; one threshold
-    and one majority sign for the whole model. Steps:
-    1. Trim: keep the entries of τ_k whose magnitude is at least the k-th smallest, k = d − int(d·density); entries equal
-       to the threshold are kept, so that usually int(d·density) + 1 remain. Density 1 keeps all, density 0 the largest
-       magnitude.
-    2. Elect: per entry the sign of the sum of the trimmed values, added in the order of the models. Tie rule: where the
-       sum is exactly 0, the sign of the sum of all elected signs.
-    3. Disjoint merge: per entry over the trimmed values of the elected sign. ``mean`` divides their sum by their number,
-       at least 1; ``sum`` does not; ``max`` is the largest magnitude with the elected sign. Where even the majority sign
-       is 0, ``mean`` and ``sum`` take the negative values and ``max`` gives 0, as the authors' code does.
+    Scope: each task vector is one long vector of all d floating-point scalars, tied tensors counted once; one
+    threshold and one majority sign for the whole model. Steps:
+    1. Trim: keep the entries of τ_k whose magnitude is at least the k-th smallest, k = d − int(d·density). Entries
+       equal to the threshold are kept, so that usually int(d·density) + 1 remain. Density 1 keeps all, density 0 the
+       largest magnitude.
+    2. Elect: per entry the sign of the sum of the trimmed values, added in the order of the models. Tie rule: where
+       the sum is exactly 0, the sign of the sum of all elected signs.
+    3. Disjoint merge: per entry over the trimmed values of the elected sign. ``mean`` divides their sum by their
+       number, at least 1; ``sum`` does not; ``max`` is the largest magnitude with the elected sign. Where even the
+       majority sign is 0, ``mean`` and ``sum`` take the negative values and ``max`` gives 0, as the authors' code does.
     4. θ = θ_0 + λ τ. λ = 1 without validation data.
 
     Deviations: density 1, which the authors' ``kthvalue(0)`` refuses, keeps all; arithmetic is float64 rather than the
@@ -121,13 +122,11 @@ class Ties:
         def merge(at: Range) -> Tensor:
             trimmed = [trim(vector, limit) for vector, limit in zip(vectors(at), thresholds[groups[at.key]])]
             elected = elect_sign(trimmed)
-            if at.key in counted:
-                signs.count(at, elected, trimmed)
+            signs.count(at, elected, trimmed)
             elected = torch.where(elected == 0, signs.majority(at.key), elected)
             merged = disjoint_merge(trimmed, elected, self.merge_function)
             return inputs.read_base(at).add_(merged.mul_(self.scaling_factor))
 
-        counted = frozenset(inputs.keys)
         return Merger(merge, report=lambda: self._report(thresholds, signs), unresolved=signs.close)
 
     def _group(self, key: str) -> str:
@@ -208,7 +207,7 @@ def disjoint_merge(trimmed: Sequence[Tensor], elected: Tensor, merge_function: s
         The merged task vector, of that shape; 0 where no value agrees.
     """
     side = (elected - 0.5).sign_()  # 1 for positive, −1 for negative and undecided
-    agreeing = (torch.clamp(vector * side, min=0.0) for vector in trimmed)  # magnitudes, 0 where a value disagrees
+    agreeing = ((vector * side).relu_() for vector in trimmed)  # magnitudes, 0 where a value disagrees
     first = next(agreeing)
     if merge_function == "max":
         for magnitude in agreeing:
@@ -263,5 +262,3 @@ class _Signs:
         """End the first round; the blocks to be merged again."""
         self._closed = True
         return sorted(self._open)
-
-

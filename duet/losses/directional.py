@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def directional_consistency(
@@ -42,7 +43,30 @@ def directional_consistency(
             "directional consistency: expected as many previous tensors and directions as parameters "
             f"({len(current)}), found {len(previous)} and {len(direction)}"
         )
-    opposed = torch._foreach_mul(torch._foreach_sub(list(previous), list(current)), list(direction))  # −u·v
     if granularity == "tensor":
+        opposed = torch._foreach_mul(torch._foreach_sub(list(previous), list(current)), list(direction))  # −u·v
         return torch.stack([product.sum() for product in opposed]).relu().sum()
-    return torch.stack([product.relu().sum() for product in opposed]).sum()
+    return _OpposedScalars.apply(list(previous), list(direction), *current)
+
+
+class _OpposedScalars(torch.autograd.Function):
+    """Σ relu(−u·v) with its gradient −v where u·v < 0, made in the forward pass with four sweeps over the memory.
+
+    Autograd's own graph of the same expression sweeps more than twice as often, which shows on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, previous: list[Tensor], direction: list[Tensor], *current: Tensor) -> Tensor:
+        opposed = torch._foreach_sub(previous, list(current))
+        torch._foreach_mul_(opposed, direction)  # −u·v
+        torch._foreach_clamp_min_(opposed, 0.0)
+        value = torch.stack(torch._foreach_norm(opposed, 1)).sum()
+        torch._foreach_sign_(opposed)  # 1 where the signs conflict
+        torch._foreach_mul_(opposed, direction)
+        ctx.negative_gradient = opposed
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        return (None, None, *torch._foreach_mul(ctx.negative_gradient, -upstream))

@@ -66,7 +66,7 @@ def forgetting_figure(results: Mapping[str, Any]) -> Figure | None:
     stages = results["stages"]
     if len(stages) < 2:
         return None
-    figure = new_figure(5.4, 3.4)
+    figure = new_figure(4.7, 3.0)
     axes = figure.add_subplot()
     ends = []
     for position, task in enumerate(results["series"]["tasks"][: len(stages)]):
@@ -92,7 +92,7 @@ def loss_figure(results: Mapping[str, Any], task: int) -> Figure | None:
     names = list(dict.fromkeys(name for epoch in epochs for name in epoch))
     if not names:
         return None
-    figure = new_figure(5.0, 3.1)
+    figure = new_figure(4.6, 3.0)
     axes = figure.add_subplot()
     plain = list(dict.fromkeys(_plain_name(name) for name in names))
     for name in names:
@@ -141,7 +141,7 @@ def old_boxes_figure(results: Mapping[str, Any]) -> Figure | None:
     if not groups:
         return None
     rows = sum(len(bars) + 1 for _, bars in groups)
-    figure = new_figure(5.6, 0.7 + 0.24 * rows)
+    figure = new_figure(4.8, 0.7 + 0.23 * rows)
     axes = figure.add_subplot()
     labels: dict[int, str] = {}
     row = 0

@@ -55,3 +55,29 @@ def test_nothing_to_run_over_is_refused():
         directional_consistency([], [], [])
     with pytest.raises(ValueError, match="as many previous tensors"):
         directional_consistency(CURRENT, PREVIOUS[:1], DIRECTION)
+
+
+def test_gradients_agree_with_finite_differences_and_can_be_taken_twice():
+    generator = torch.Generator().manual_seed(1)
+    sets = [
+        [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 2), (4,))] for _ in range(3)
+    ]
+    for granularity in ("scalar", "tensor"):
+        current = [value.clone().requires_grad_() for value in sets[0]]
+
+        def loss(*values, granularity=granularity):
+            return 0.3 * directional_consistency(values, sets[1], sets[2], granularity)
+
+        assert torch.autograd.gradcheck(loss, current)
+        value = loss(*current)
+        first = torch.autograd.grad(value, current, retain_graph=True)
+        second = torch.autograd.grad(value, current)
+        assert all(torch.equal(one, two) for one, two in zip(first, second))
+
+
+def test_inputs_are_left_alone():
+    copies = [[value.clone() for value in values] for values in (CURRENT, PREVIOUS, DIRECTION)]
+    current = [value.clone().requires_grad_() for value in CURRENT]
+    directional_consistency(current, PREVIOUS, DIRECTION).backward()
+    for values, kept in zip((current, PREVIOUS, DIRECTION), copies):
+        assert all(torch.equal(value.detach(), copy) for value, copy in zip(values, kept))

@@ -102,13 +102,11 @@ def test_nothing_found_and_nothing_there_leaves_the_picture():
 
 
 def test_box_outside_the_picture_and_long_names_are_kept_inside():
-    boxes = [
-        DrawnBox((-50, -50, 500, 20), "ein sehr langer Name für ein Ding 自転車" * 3),
-        DrawnBox((95, 95, 99, 99), "z"),
-    ]
-    image = draw_truth(GREY, boxes, {"z": "#ff0000"}, 200)
+    long = DrawnBox((-50, -50, 500, 20), "ein sehr langer Name für ein Ding 自転車" * 3)
+    image = draw_truth(GREY, [long, DrawnBox((95, 95, 99, 99), "z")], {long.label: "#ff0000", "z": "#0000ff"}, 200)
     assert image.size == (200, 200)
-    assert any(red_at(image, x, 199 - y) for x in range(150, 200) for y in range(60))
+    assert red_at(image, 2, 5)
+    assert image.getpixel((198, 198)) == (0, 0, 255)
 
 
 def test_original_is_not_changed():

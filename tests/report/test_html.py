@@ -204,7 +204,7 @@ def test_skipped_terms_are_named(rendered):
 def test_absent_parts_leave_no_empty_section(small):
     text = render_report(small, [])
     for part in ('id="forgetting"', 'id="merging"', 'id="scenes"', "#forgetting", "#merging", "#scenes"):
-        assert part not in text.replace("#forgetting .plot", "")
+        assert part not in text
     assert 'id="grid"' in text and 'id="training"' in text
 
 
