@@ -201,7 +201,7 @@ class Learner:
         final = read_json(self.state.stage_file(count, "examples"))
         panels = scene_panels(self.tests, first, final, EXAMPLES)
         today = datetime.date.today().isoformat()
-        write_atomic(self.out / "report.html", lambda part: write_report(document, panels, part, date=today))
+        write_report(document, panels, self.out / "report.html", date=today)
 
     def _scores(self, detector: Detector, title: str) -> dict[str, DomainScores]:
         scores = {}

@@ -18,7 +18,8 @@ from merging.sources import TensorSource
 
 # PyTorch runs operations of this size on the calling thread, so that results depend neither on its thread
 # count nor on ours, and a block of every model stays in the processor's cache. DARE's masks are defined per block.
-BLOCK = 16_384
+BLOCK = 32_768
+_BATCH = 8
 _ALONE = 1 << 22
 
 Progress = Callable[[str, int, int], None]
@@ -99,11 +100,11 @@ class Inputs:
         """Run ``work`` on every block, on several threads; blocks and results come in the order of the blocks."""
         total = sum(at.stop - at.start for at in ranges)
         done = 0
-        for at, result in zip(ranges, _in_order(work, ranges, self._threads(total))):
-            done += at.stop - at.start
+        for batch, results in _in_order(work, ranges, self._threads(total)):
+            done += sum(at.stop - at.start for at in batch)
             if self.progress:
                 self.progress(phase, done, total)
-            yield at, result
+            yield from zip(batch, results)
 
     def sums(self, work: Callable[[Range], Sequence[float]], keys: Iterable[str], phase: str) -> dict[str, list[float]]:
         """Add up numbers over the blocks of each tensor, correctly rounded, hence in any order.
@@ -127,19 +128,28 @@ class Inputs:
         return 1 if scalars < _ALONE else min(4, os.cpu_count() or 1)
 
 
-def _in_order(work: Callable[[Range], Result], ranges: Sequence[Range], threads: int) -> Iterator[Result]:
+def _in_order(
+    work: Callable[[Range], Result], ranges: Sequence[Range], threads: int
+) -> Iterator[tuple[Sequence[Range], list[Result]]]:
+    batches = [ranges[start : start + _BATCH] for start in range(0, len(ranges), _BATCH)]
+
+    def run(batch: Sequence[Range]) -> list[Result]:
+        with torch.inference_mode():
+            return [work(at) for at in batch]
+
     if threads == 1:
-        yield from map(work, ranges)
+        yield from ((batch, run(batch)) for batch in batches)
         return
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque = deque()
         try:
-            for at in ranges:
-                waiting.append(pool.submit(work, at))
+            for batch in batches:
+                waiting.append((batch, pool.submit(run, batch)))
                 if len(waiting) > 2 * threads:  # bounds the blocks in memory
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                    batch, future = waiting.popleft()
+                    yield batch, future.result()
+            for batch, future in waiting:
+                yield batch, future.result()
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()

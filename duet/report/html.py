@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from duet.report.rows import (
     slice_rows,
     stage_title,
 )
+from duet.state import write_text
 
 __all__ = ["DrawnBox", "ScenePanel", "write_report"]
 
@@ -62,16 +62,10 @@ def write_report(
     Args:
         results: the content of results.json, with its ``indices``.
         scenes: test pictures with their boxes, in the order in which they are shown; may be empty.
-        path: the file, usually ``report.html``; its folder must exist.
+        path: the file, usually ``report.html``.
         date: when the run ended, as it shall be printed; left out when None.
     """
-    page = render_report(results, scenes, date=date)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(page)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text(path, render_report(results, scenes, date=date))
 
 
 def render_report(results: Mapping[str, Any], scenes: Sequence[ScenePanel], *, date: str | None = None) -> str:
