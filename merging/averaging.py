@@ -47,6 +47,6 @@ def prepare_averaging(inputs: Inputs, *, weights: Sequence[float] | None) -> Mer
     shares = convex_weights(weights, len(inputs.models))
 
     def merge(at: Range) -> Tensor:
-        return bounded_mean(inputs.read_models(at), None if weights is None else shares)
+        return bounded_mean(inputs.read_models(at, check=False), None if weights is None else shares)
 
     return Merger(merge, weights=lambda key: shares)

@@ -67,27 +67,36 @@ class Inputs:
             for start in range(0, size, BLOCK)
         ]
 
-    def read(self, source: TensorSource, at: Range) -> Tensor:
+    def read(self, source: TensorSource, at: Range, check: bool = True) -> Tensor:
         """One block of one model as float64, ``(stop - start,)``; a new tensor.
+
+        Args:
+            source: the model.
+            at: the block.
+            check: whether to look for NaN and infinity; needless where either would show in the merged block.
+
+        Returns:
+            The block.
 
         Raises:
             ValueError: when it holds NaN or infinity.
         """
-        stored = source.read(*at)
-        block = stored.to(torch.float64, copy=True)
+        block = source.read(*at).to(torch.float64, copy=True)
+        if not check:
+            return block
         # The sum is non-finite whenever an entry is, and far cheaper than looking at each; it may also overflow.
         if not math.isfinite(block.sum().item()) and not block.isfinite().all():
             value = block[~block.isfinite()][0].item()
             raise ValueError(f"{source.name}: '{at.key}' holds {value}; expected finite numbers only")
         return block
 
-    def read_base(self, at: Range) -> Tensor:
+    def read_base(self, at: Range, check: bool = True) -> Tensor:
         """One block of the base, float64."""
-        return self.read(self.base, at)
+        return self.read(self.base, at, check)
 
-    def read_models(self, at: Range) -> list[Tensor]:
+    def read_models(self, at: Range, check: bool = True) -> list[Tensor]:
         """The same block of every model, float64."""
-        return [self.read(model, at) for model in self.models]
+        return [self.read(model, at, check) for model in self.models]
 
     def task_vectors(self, at: Range) -> list[Tensor]:
         """The same block of every task vector θ_k − θ_0, float64."""

@@ -82,8 +82,9 @@ class Merge:
         if is_variance(at.key):
             self._check_variance(at, merged)
         cast = merged.to(self.dtypes[at.key])
-        back = cast.to(torch.float64)
-        if not math.isfinite(back.sum().item()) and not back.isfinite().all():
+        if not _finite(cast):
+            self.inputs.read_base(at)
+            self.inputs.read_models(at)  # one of them says which model is to blame
             raise ValueError(f"'{at.key}': the merged value {merged.abs().max().item():g} does not fit {cast.dtype}")
         return cast
 
@@ -187,13 +188,15 @@ def merge_states(
 
 
 def describe_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as JSON: numbers, texts and lists as they are, models by their number of tensors."""
+    """Options as JSON: numbers, texts and lists as they are, models by their path or number of tensors."""
     return {name: _describe(value) for name, value in options.items()}
 
 
 def _describe(value: Any) -> Any:
     if isinstance(value, Mapping):
         return f"mapping of {len(value)} tensors"
+    if hasattr(value, "specs"):
+        return value.name if value.files else f"mapping of {len(value.specs)} tensors"
     if isinstance(value, (list, tuple)):
         return [_describe(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
@@ -203,6 +206,11 @@ def _listed(models: Sequence[State | TensorSource]) -> list[State | TensorSource
     if isinstance(models, (Mapping, str)):
         raise TypeError("expected a sequence of models, got one model; write [model]")
     return list(models)
+
+
+def _finite(block: Tensor) -> bool:
+    wide = block if block.dtype in (torch.float32, torch.float64) else block.to(torch.float32)
+    return math.isfinite(wide.sum().item()) or bool(wide.isfinite().all())
 
 
 def _checked_copy(inputs: Inputs, source: TensorSource, at: Range) -> Tensor:

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,10 @@ class SafetensorsWriter:
         self._names = names if len(shards) > 1 else [name]
         self._handles: list[int] = []
         self._places: dict[str, tuple[int, int, int]] = {}  # key → handle, offset of the first byte, bytes per scalar
+        self._missing: dict[int, int] = {}  # handle → bytes to come
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(1)
+        self._syncing: list[Future[None]] = []
         self._folder = folder
         self._shards = shards
         self.nbytes = sum(spec.nbytes for spec in own.values())
@@ -67,10 +73,14 @@ class SafetensorsWriter:
         """
         handle, offset, size = self._places[at.key]
         view = memoryview(block.contiguous().view(torch.uint8).numpy())
-        position = offset + at.start * size
+        written, position = len(view), offset + at.start * size
         while view:
             done = os.pwrite(handle, view, position)
             view, position = view[done:], position + done
+        with self._lock:
+            self._missing[handle] -= written
+            if self._missing[handle] == 0:  # the device works while the next shard is computed
+                self._syncing.append(self._pool.submit(os.fsync, handle))
 
     def finish(self) -> None:
         """Write the index of a sharded model, and force everything to the device."""
@@ -78,12 +88,15 @@ class SafetensorsWriter:
             weights = {key: name for name, keys in zip(self._names, self._shards) for key in keys}
             index = {"metadata": {"total_size": self.nbytes}, "weight_map": weights}
             write_json(self._folder / INDEX, index)
+        for future in self._syncing:
+            future.result()  # an error of the device is told only once
         for handle in self._handles:
-            os.fsync(handle)
+            os.fsync(handle)  # once more: a block may have come a second time
         self.close()
 
     def close(self) -> None:
         """Close the files as they are."""
+        self._pool.shutdown()
         handles, self._handles = self._handles, []
         for handle in handles:
             os.close(handle)
@@ -92,8 +105,8 @@ class SafetensorsWriter:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         self._handles.append(handle)
         text, offsets = _header(specs, {key: first for key, first in tied.items() if first in specs})
-        size = len(text) + sum(spec.nbytes for spec in specs.values())
-        _reserve(handle, size)
+        self._missing[handle] = sum(spec.nbytes for spec in specs.values())
+        _reserve(handle, len(text) + self._missing[handle])
         os.pwrite(handle, text, 0)
         for key, offset in offsets.items():
             self._places[key] = (handle, len(text) + offset, specs[key].dtype.itemsize)

@@ -321,8 +321,10 @@ def _wider_row(row: nn.Conv2d, count: int, keep: int, stride: float, generator: 
     bound = 1.0 / row.in_channels**0.5
     with torch.no_grad():
         wider.weight.uniform_(-bound, bound, generator=generator)
-        # Detect.bias_init: about five objects among `count` classes in a 640-pixel image
-        wider.bias.fill_(float(np.log(5 / count / (640 / stride) ** 2)))
+        # Where trained rows exist, new ones start as rare as they are on average; otherwise as in Detect.bias_init,
+        # about five objects among `count` classes in a 640-pixel image.
+        start = float(row.bias[:keep].mean()) if keep else float(np.log(5 / count / (640 / stride) ** 2))
+        wider.bias.fill_(start)
         wider.weight[:keep] = row.weight[:keep]
         wider.bias[:keep] = row.bias[:keep]
     return wider.to(row.weight)
