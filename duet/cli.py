@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 
 from duet.errors import InputError
+from duet.merge_command import merge
 
 app = typer.Typer(
     help="Teach a deployed object detector new classes in a new domain, without the old pictures.",
@@ -81,16 +83,37 @@ def weights(name: Annotated[str, typer.Argument(help="Name in weights/manifest.y
     Console().print(str(find_weights(name)), soft_wrap=True)
 
 
-def main() -> None:
-    """Run the command; input errors become one sentence on stderr and exit code 2."""
+app.command(name="merge")(merge)
+
+
+def main(command: str | None = None) -> None:
+    """Run the command line; input errors become one sentence on stderr and exit code 2.
+
+    Args:
+        command: the subcommand of a file in ``tools/``; None takes it from the arguments.
+    """
+    arguments = _repeated("--models", sys.argv[1:])
     try:
-        app()
+        app(args=arguments if command is None else [command, *arguments])
     except InputError as error:
         _fail(str(error), 2)
     except RuntimeError as error:
         _fail(str(error).strip().splitlines()[-1], 1)
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on where it stood", 130)
+
+
+def _repeated(option: str, arguments: list[str]) -> list[str]:
+    """``--models B C`` as ``--models B --models C``."""
+    spelled: list[str] = []
+    listing = False
+    for argument in arguments:
+        listing = argument == option or (listing and not argument.startswith("-"))
+        if listing and argument != option:
+            spelled += [option, argument]
+        elif argument != option:
+            spelled.append(argument)
+    return spelled
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -39,8 +39,20 @@ def resolve_config(
     named = _mapping(values.pop("method", {}), "method", source)
     method = method_settings(str(named.get("name", "duet")))
     values["method"] = overlay(method.model_dump(), named)
-    validate(MethodSettings, values["method"], f"{source}, method")
+    _refuse_bad_merger(validate(MethodSettings, values["method"], f"{source}, method"), source)
     return validate(RunConfig, values, source)
+
+
+def _refuse_bad_merger(method: MethodSettings, source: str) -> None:
+    """Find a misspelt merger or option before anything is trained."""
+    from merging.registry import split_options
+
+    if method.merge is None:
+        return
+    try:
+        split_options(method.merge.name, method.merge.options)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{source}: key 'method.merge': {error}") from error
 
 
 def _with_method(values: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def test_the_method_option_replaces_the_files_method(tmp_path):
         (["seed=-1"], "key 'seed' is -1"),
         (["method.name=dute"], "unknown method 'dute'; did you mean 'duet'"),
         (["series=dema"], "unknown series 'dema'; did you mean 'demo'"),
+        (["method.merge.name=tise"], "did you mean 'ties'"),
+        (["method.merge.options.gama=1"], "did you mean 'gamma'"),
         (["train=5"], "key 'train' is 5"),
     ],
 )

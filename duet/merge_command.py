@@ -1,0 +1,91 @@
+"""``duet merge``: the merging core on files, and how two models differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from duet.config import parse_assignments
+from duet.errors import InputError, nearest
+
+# Spelled out, so that `--help` need not import torch; a test compares it with the table.
+METHOD_NAMES = ("averaging", "task_arithmetic", "ties", "dare", "magmax", "fisher", "emr", "slerp", "duet")
+
+
+def merge(
+    method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHOD_NAMES)}; or `diff` to compare two models.")],
+    compared: Annotated[list[Path] | None, typer.Argument(metavar="[A B]", help="With `diff`: the two models.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The pretrained model: a file, or a folder with shards.")] = None,
+    models: Annotated[list[Path] | None, typer.Option(help="The fine-tuned models, in order: --models B C.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A .safetensors file or a folder; with `diff` a .png for the plot.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method, e.g. density=0.2.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+) -> None:
+    """Merge fine-tuned models of one pretrained model, on disk, without holding them in memory."""
+    options = parse_assignments(set_ or [])
+    if method == "diff":
+        _diff(compared or [], base, out, options)
+        return
+    if method not in METHOD_NAMES:
+        raise InputError(f"unknown merging method '{method}'" + nearest(method, [*METHOD_NAMES, "diff"]))
+    if base is None or not models or compared:
+        raise InputError(f"merge {method}: expected --base MODEL --models MODEL [MODEL …] --out PATH")
+    from merging.files import merge_files, plan_files
+
+    with _one_sentence():
+        if dry_run:
+            Console(highlight=False).print(plan_files(method, base, models, **options).table(), soft_wrap=True)
+            return
+        if out is None:
+            raise InputError(f"merge {method}: --out is missing")
+        with _bars() as progress:
+            done = merge_files(method, base, models, out, progress=progress, overwrite=overwrite, **options)
+    Console().print(f"Merged: {done.path}   Provenance: {done.provenance_path}", soft_wrap=True)
+
+
+def _diff(pair: list[Path], base: Path | None, out: Path | None, options: dict[str, Any]) -> None:
+    if len(pair) != 2:
+        raise InputError(f"merge diff: expected two models, found {len(pair)}")
+    from merging.analysis import diff
+    from merging.plots import plot_comparison
+
+    with _one_sentence(), _bars() as progress:
+        comparison = diff(pair[0], pair[1], base=base, progress=progress, **options)
+        if out is not None:
+            plot_comparison(comparison, out)
+    Console(highlight=False).print(comparison.table(), soft_wrap=True)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What the core refuses is the user's input; the command line shows it as one sentence."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise InputError(str(error)) from error
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar per phase of a merge."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,111 @@
+"""`duet merge` on small files: what it writes, prints and refuses."""
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from duet.cli import _repeated, main
+from duet.merge_command import METHOD_NAMES
+from merging import METHODS
+
+
+@pytest.fixture
+def files(tmp_path):
+    states = {"base": [1.0, 2.0, 3.0], "one": [2.0, 2.0, 3.0], "two": [1.0, 4.0, 3.0]}
+    for name, values in states.items():
+        save_file(
+            {"layer.weight": torch.tensor(values), "layer.count": torch.tensor(3)}, tmp_path / f"{name}.safetensors"
+        )
+    return tmp_path
+
+
+@pytest.fixture
+def run(files, monkeypatch, capsys):
+    def call(*arguments):
+        spelled = [str(files / item) if item.endswith((".safetensors", ".png")) else item for item in arguments]
+        monkeypatch.setattr(sys, "argv", ["duet", "merge", *spelled])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return call
+
+
+def merge_arguments(method, *rest, out="out.safetensors"):
+    models = ["--models", "one.safetensors", "two.safetensors"]
+    return (method, "--base", "base.safetensors", *models, "--out", out, *rest)
+
+
+def test_task_arithmetic_by_hand_with_its_provenance(run, files):
+    code, shown, _ = run(*merge_arguments("task_arithmetic", "--set", "scaling_factor=0.5"))
+    assert code == 0
+    assert "Merged: " in shown
+    merged = load_file(files / "out.safetensors")
+    assert merged["layer.weight"].tolist() == [1.5, 3.0, 3.0]
+    assert merged["layer.count"].item() == 3
+    record = json.loads((files / "out.provenance.json").read_text())
+    assert record["method"] == "task_arithmetic"
+    assert record["options"]["scaling_factor"] == 0.5
+    assert len(record["models"]) == 2
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(run, files):
+    before = sorted(files.iterdir())
+    code, shown, _ = run(*merge_arguments("ties", "--dry-run"))
+    assert code == 0
+    assert "merged     1 tensors, 3 scalars" in shown
+    assert sorted(files.iterdir()) == before
+
+
+def test_diff_prints_every_layer_and_draws(run, files):
+    code, shown, _ = run(
+        "diff", "one.safetensors", "two.safetensors", "--base", "base.safetensors", "--out", "plot.png"
+    )
+    assert code == 0
+    assert "layer" in shown
+    assert "total" in shown
+    assert (files / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_input_is_one_sentence_and_leaves_nothing(run, files):
+    save_file({"layer.weight": torch.zeros(2)}, files / "small.safetensors")
+    (files / "broken.safetensors").write_bytes(b"broken")
+    before = sorted(files.iterdir())
+    cases = [
+        (merge_arguments("tise"), "did you mean 'ties'"),
+        (merge_arguments("ties", "--set", "densty=0.2"), "density"),
+        (merge_arguments("ties", "--set", "density=2"), "density"),
+        (("ties", "--base", "base.safetensors", "--out", "o.safetensors"), "expected --base"),
+        (("ties", "--base", "base.safetensors", "--models", "one.safetensors"), "--out is missing"),
+        (("ties", "--base", "base.safetensors", "--models", "absent.safetensors", "--out", "o.safetensors"), "absent"),
+        (("ties", "--base", "base.safetensors", "--models", "small.safetensors", "--out", "o.safetensors"), "layer"),
+        (("ties", "--base", "base.safetensors", "--models", "broken.safetensors", "--out", "o.safetensors"), "broken"),
+        (("diff", "one.safetensors"), "expected two models"),
+    ]
+    for arguments, part in cases:
+        code, _, error = run(*arguments)
+        assert code == 2, arguments
+        assert error.startswith("Error: "), arguments
+        assert part in error, arguments
+        assert "Traceback" not in error
+        assert sorted(files.iterdir()) == before, arguments
+
+
+def test_an_existing_output_is_kept_unless_told(run, files):
+    assert run(*merge_arguments("averaging"))[0] == 0
+    assert run(*merge_arguments("averaging"))[0] == 2
+    assert run(*merge_arguments("averaging", "--overwrite"))[0] == 0
+
+
+def test_names_in_the_help_are_those_of_the_table():
+    assert tuple(METHODS) == METHOD_NAMES
+
+
+def test_models_may_be_listed_behind_one_option():
+    given = ["ties", "--base", "a", "--models", "b", "c", "--out", "d"]
+    assert _repeated("--models", given) == ["ties", "--base", "a", "--models", "b", "--models", "c", "--out", "d"]
+    assert _repeated("--models", ["train", "x"]) == ["train", "x"]
