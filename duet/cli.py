@@ -86,6 +86,31 @@ def weights(name: Annotated[str, typer.Argument(help="Name in weights/manifest.y
 app.command(name="merge")(merge)
 
 
+@app.command()
+def summary(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    metric: Annotated[str, typer.Option(help="map50 or map50_95.")] = "map50",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
+    """Finished runs side by side: one line per method, means and deviations over seeds."""
+    from duet.report.summary import summary_markdown, summary_rows, summary_table
+    from duet.state import read_json
+
+    if metric not in ("map50", "map50_95"):
+        raise InputError(f"--metric is '{metric}': expected map50 or map50_95")
+    missing = [folder for folder in runs if not (folder / "results.json").is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: no results.json; is it a run folder?")
+    try:
+        rows = summary_rows([read_json(folder / "results.json") for folder in runs], metric)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if markdown:
+        typer.echo(summary_markdown(rows))
+    else:
+        Console().print(summary_table(rows))
+
+
 def main(command: str | None = None) -> None:
     """Run the command line; input errors become one sentence on stderr and exit code 2.
 

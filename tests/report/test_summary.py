@@ -1,0 +1,41 @@
+import pytest
+
+from duet.report.summary import summary_markdown, summary_rows, summary_table
+
+
+def run(method, seed, overall, rai=0.5, stages=2, joint=False, grid=(0.2, 0.4)):
+    indices = {"overall": overall, "rai": rai, "ni": 0.25, "avg_ri": 0.5, "avg_gi": 0.5}
+    return {
+        "series": {"name": "s", "tasks": [{}] * 2},
+        "detector": "d",
+        "method": method,
+        "seed": seed,
+        "reference": {"kind": "joint"},
+        "settings": {"method": {"joint": joint}},
+        "stages": [{"grid": [{"map50": value, "map50_95": value / 2} for value in grid]}] * stages,
+        "indices": {"map50": indices, "map50_95": {**indices, "overall": 0.1}},
+    }
+
+
+def test_means_and_deviations_by_hand():
+    rows = summary_rows([run("a", 0, 0.4), run("b", 0, 0.9), run("a", 1, 0.8, grid=(None, 0.6))])
+    assert [row["method"] for row in rows] == ["a", "b"]
+    assert rows[0]["seeds"] == 2
+    assert rows[0]["Overall"] == (pytest.approx(0.6), pytest.approx(0.2828427))
+    assert rows[0]["Mean mAP"] == (pytest.approx(0.45), pytest.approx(0.2121320))
+    assert rows[1]["Overall"] == (pytest.approx(0.9), None)
+    assert summary_rows([run("a", 0, 0.4)], "map50_95")[0]["Overall"] == (pytest.approx(0.1), None)
+
+
+def test_a_missing_value_is_a_dash_not_a_zero():
+    rows = summary_rows([run("joint", 0, 1.0, rai=None, stages=1, joint=True)])
+    assert rows[0]["RAI"] is None
+    assert summary_markdown(rows).splitlines()[-1] == "| `joint` | 1.000 | – | 0.250 | 0.500 | 0.500 | 0.300 |"
+    assert summary_table(rows).row_count == 1
+
+
+def test_unfinished_and_doubled_runs_are_refused():
+    with pytest.raises(ValueError, match="seed 3: finished 1 of 2 stages"):
+        summary_rows([run("a", 3, 0.4, stages=1)])
+    with pytest.raises(ValueError, match="same seed"):
+        summary_rows([run("a", 0, 0.4), run("a", 0, 0.4)])
