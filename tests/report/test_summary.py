@@ -5,6 +5,7 @@ from duet.report.summary import summary_markdown, summary_rows, summary_table
 
 def run(method, seed, overall, rai=0.5, stages=2, joint=False, grid=(0.2, 0.4)):
     indices = {"overall": overall, "rai": rai, "ni": 0.25, "avg_ri": 0.5, "avg_gi": 0.5}
+    cells = [{"map50": value, "map50_95": value and value / 2} for value in grid]
     return {
         "series": {"name": "s", "tasks": [{}] * 2},
         "detector": "d",
@@ -12,7 +13,7 @@ def run(method, seed, overall, rai=0.5, stages=2, joint=False, grid=(0.2, 0.4)):
         "seed": seed,
         "reference": {"kind": "joint"},
         "settings": {"method": {"joint": joint}},
-        "stages": [{"grid": [{"map50": value, "map50_95": value / 2} for value in grid]}] * stages,
+        "stages": [{"grid": cells}] * stages,
         "indices": {"map50": indices, "map50_95": {**indices, "overall": 0.1}},
     }
 
