@@ -209,6 +209,15 @@ def test_a_finished_run_is_only_read(undisturbed, series, pretrained_weights, ca
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
+def test_what_a_kill_left_unwritten_at_the_end_is_written(undisturbed, series, pretrained_weights, cache, tmp_path):
+    out, results = undisturbed
+    shutil.copytree(out, tmp_path / "run")
+    for name in ("results.json", "report.html"):
+        (tmp_path / "run" / name).unlink()
+    assert Learner(config(series, pretrained_weights), tmp_path / "run").run() == results
+    assert (tmp_path / "run" / "report.html").stat().st_size == (out / "report.html").stat().st_size
+
+
 @pytest.mark.parametrize("method", ["sequential", "frozen", "duet-paper", "joint"])
 def test_every_method_runs(method, series, pretrained_weights, cache, tmp_path):
     results = Learner(config(series, pretrained_weights, method=method), tmp_path / "run").run()
