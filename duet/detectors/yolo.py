@@ -10,18 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
-from ultralytics.utils.patches import imread
 
 from duet.config import EvaluationSettings, MethodSettings
 from duet.detectors.base import Description, Detections, Detector, StageOutcome, StageRequest, StateSplit
 from duet.detectors.parallel_head import ParallelDetect
-from duet.detectors.ultralytics_stage import StagePlan, run_stage
+from duet.detectors.ultralytics_losses import StagePlan
+from duet.detectors.ultralytics_predict import letterboxed, predict_images
+from duet.detectors.ultralytics_stage import run_stage
 from duet.errors import InputError
-
-PREDICT_BATCH = 32
 
 
 class YoloDetector(Detector):
@@ -167,30 +165,14 @@ class YoloDetector(Detector):
         self, images: Sequence[Path], image_size: int, settings: EvaluationSettings
     ) -> Iterator[tuple[Path, Detections]]:
         """Ultralytics' own predictor, so that the boxes are those that a deployed checkpoint gives."""
-        predictor = DetectionPredictor(
-            overrides={
-                "imgsz": image_size,
-                "conf": settings.confidence,
-                "iou": settings.iou,
-                "max_det": settings.max_detections,
-                "device": str(next(self.model.parameters()).device),
-                "verbose": False,
-                "save": False,
-                "mode": "predict",
-            }
-        )
-        predictor.setup_model(copy.deepcopy(self.model).eval(), verbose=False)  # the predictor fuses what it is given
-        names = self.classes
-        for paths, pictures in _same_shape_batches(images):
-            for path, result in zip(paths, predictor(pictures)):
-                yield path, _detections(result, names)
+        yield from predict_images(self.model, self.classes, images, image_size, settings)
 
     @torch.no_grad()
     def estimate_batch_norm(self, images: Iterable[Path], image_size: int) -> None:
         """Re-estimate running means and variances as averages over the given images."""
         from merging.batch_norm import reestimate
 
-        reestimate(self.model, _letterboxed(images, image_size))
+        reestimate(self.model, letterboxed(images, image_size))
 
     def describe(self) -> Description:
         """Architecture, tower width and classes."""
@@ -370,44 +352,6 @@ def _overrides(request: StageRequest) -> dict:
         "verbose": False,
         "patience": 0,
     }
-
-
-def _same_shape_batches(images: Sequence[Path]) -> Iterator[tuple[list[Path], list[np.ndarray]]]:
-    """Batches of images of one shape, so that each is letterboxed as if it were alone."""
-    waiting: dict[tuple[int, ...], tuple[list[Path], list[np.ndarray]]] = {}
-    for path in images:
-        picture = imread(str(path))
-        if picture is None:
-            raise InputError(f"{path}: not a readable image")
-        paths, pictures = waiting.setdefault(picture.shape, ([], []))
-        paths.append(path)
-        pictures.append(picture)
-        if len(paths) == PREDICT_BATCH:
-            yield waiting.pop(picture.shape)
-    yield from waiting.values()
-
-
-def _letterboxed(images: Iterable[Path], image_size: int, batch: int = PREDICT_BATCH) -> Iterator[Tensor]:
-    from ultralytics.data.augment import LetterBox
-
-    letterbox = LetterBox((image_size, image_size), auto=False)
-    held: list[np.ndarray] = []
-    for path in images:
-        held.append(letterbox(image=imread(str(path)))[..., ::-1].transpose(2, 0, 1))
-        if len(held) == batch:
-            yield torch.from_numpy(np.ascontiguousarray(held)).float() / 255
-            held = []
-    if held:
-        yield torch.from_numpy(np.ascontiguousarray(held)).float() / 255
-
-
-def _detections(result, names: tuple[str, ...]) -> Detections:
-    boxes = result.boxes
-    return Detections(
-        boxes.xyxy.cpu().numpy().astype(np.float32),
-        boxes.conf.cpu().numpy().astype(np.float32),
-        tuple(names[int(index)] for index in boxes.cls.tolist()),
-    )
 
 
 def _first_line(error: Exception) -> str:
