@@ -41,17 +41,17 @@ def _root() -> None:
 def train(
     config: Annotated[Path | None, typer.Argument(help="YAML file with the same keys as --set.")] = None,
     series: Annotated[
-        str | None, typer.Option(help="Name of a shipped series, or a series YAML. [default: demo]")
+        str | None, typer.Option(help="Name of a shipped series, or a series YAML; demo by default.")
     ] = None,
     detector: Annotated[
-        str | None, typer.Option(help="Name of pretrained weights, or a .pt file. [default: yolo11n]")
+        str | None, typer.Option(help="Name of pretrained weights, or a .pt file; yolo11n by default.")
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="duet, duet-paper, sequential, frozen or joint. [default: duet]"),
+        typer.Option(help="duet (the default), duet-paper, sequential, frozen or joint."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the whole run. [default: 0]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/SERIES-METHOD-SEED]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the whole run; 0 by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/SERIES-METHOD-SEED by default.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that the series' relative paths start from.")] = None,
     set_: SetOption = None,
 ) -> None:
@@ -70,8 +70,11 @@ def train(
         options["root"] = str(root)
     resolved = resolve_config(config, options, parse_assignments(set_ or []))
     folder = out or Path("runs") / f"{Path(resolved.series).stem}-{resolved.method.name}-{resolved.seed}"
-    with ConsoleMonitor() as monitor:
-        Learner(resolved, folder, monitor).run()
+    try:
+        with ConsoleMonitor() as monitor:
+            Learner(resolved, folder, monitor).run()
+    except KeyboardInterrupt:  # caught here, because the command-line library would end without a word
+        _fail("stopped; the same command goes on where it stood", 130)
     Console().print(f"Report: {folder / 'report.html'}   Detector: {folder / 'detector.pt'}")
 
 
@@ -122,10 +125,11 @@ def main(command: str | None = None) -> None:
         app(args=arguments if command is None else [command, *arguments])
     except InputError as error:
         _fail(str(error), 2)
-    except RuntimeError as error:
-        _fail(str(error).strip().splitlines()[-1], 1)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on where it stood", 130)
+    except (RuntimeError, ValueError, OSError) as error:
+        if os.environ.get("DUET_TRACEBACK"):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        _fail(f"{lines[0] if lines else type(error).__name__} (DUET_TRACEBACK=1 shows where)", 1)
 
 
 def _repeated(option: str, arguments: list[str]) -> list[str]:

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from duet.errors import InputError, nearest
+
+# As Ultralytics writes them: cpu, mps, 0, cuda:1.
+DEVICES = r"^(cpu|mps|\d+|cuda(:\d+)?)$"
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -23,7 +26,7 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 class Section(BaseModel):
     """A part of the configuration: immutable, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TrainSettings(Section):
@@ -33,7 +36,7 @@ class TrainSettings(Section):
     batch: Annotated[int, Field(ge=1, description="images per step")] = 16
     image_size: Annotated[int, Field(ge=32, multiple_of=32, description="side of the square input, pixels")] = 640
     optimizer: Literal["AdamW", "Adam", "SGD"] = "AdamW"
-    lr0: Annotated[float, Field(gt=0, description="initial learning rate")] = 1e-3
+    lr0: Annotated[float, Field(gt=0, le=1, description="initial learning rate")] = 1e-3
     lrf: Annotated[float, Field(gt=0, le=1, description="final learning rate as a fraction of lr0")] = 0.01
     cos_lr: Annotated[bool, Field(description="cosine instead of linear decay")] = False
     momentum: Share = 0.9
@@ -43,11 +46,13 @@ class TrainSettings(Section):
     close_mosaic: Annotated[int, Field(ge=0)] = 0
     fliplr: Annotated[Share, Field(description="probability of mirroring an image")] = 0.5
     translate: Share = 0.1
-    scale: NotNegative = 0.5
+    scale: Share = 0.5
     hsv_h: Share = 0.015
     hsv_s: Share = 0.7
     hsv_v: Share = 0.4
-    device: Annotated[str, Field(description="as Ultralytics writes it: cpu, 0, 0,1")] = "cpu"
+    device: Annotated[
+        str, BeforeValidator(lambda value: str(value) if type(value) is int else value), Field(pattern=DEVICES)
+    ] = "cpu"
     workers: Annotated[int, Field(ge=0)] = 4
     threads: Annotated[int, Field(ge=0, description="CPU threads; 0 takes all cores")] = 0
     amp: bool = True
@@ -132,7 +137,7 @@ class RunConfig(Section):
     root: Annotated[str | None, Field(description="folder that the series' relative paths start from")] = None
     detector: str = "yolo11n"
     method: MethodSettings
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -194,7 +199,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise InputError(f"--set {item}: the value is not YAML") from error
         # YAML 1.1 reads 1e-3 as a string because it has no dot.
-        if isinstance(value, str):
+        if isinstance(value, str) and value == text.strip():  # not where it was quoted
             value = _number(value)
         target = nested
         for part in parts[:-1]:

@@ -85,19 +85,30 @@ class Learner:
                 self._joint_stage(digests, reference)
             else:
                 self._incremental_stages(digests, reference)
-        return self._finish()
+        return self._finish(digests)
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self, digests: Mapping[str, str]) -> dict[str, Any]:
         """Results and report of a run whose stages are done; what a kill left unwritten is written now."""
-        path, document = self.out / "results.json", None
-        if path.exists():
-            document = read_json(path)
-        if document is None or len(document["stages"]) < self.state.finished_stages:
-            document = self._write_results(read_json(self.out / "reference.json"))
+        self.state.verify()
+        document = self._written_results()
+        if document is None:
+            document = self._write_results(self._reference(digests))
+        if not (self.out / "detector.pt").exists():
+            last = restore_detector(self.state.stage_file(self.state.finished_stages, "model"))
+            write_atomic(self.out / "detector.pt", last.save_checkpoint)
         if not (self.out / "report.html").exists():
             self._write_report(document)
         self.monitor.show(indices_table(document))
         return document
+
+    def _written_results(self) -> dict[str, Any] | None:
+        """results.json, or None when it is absent, damaged, or older than the last stage."""
+        try:
+            document = read_json(self.out / "results.json")
+        except InputError:
+            return None
+        current = isinstance(document, dict) and len(document.get("stages", ())) == self.state.finished_stages
+        return document if current else None
 
     def _incremental_stages(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
         first = self.state.finished_stages + 1

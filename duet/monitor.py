@@ -47,6 +47,8 @@ class ConsoleMonitor(Monitor):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
+        if not self.console.is_terminal and console is None:
+            self.console = Console(width=120)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -6,6 +6,7 @@ in that domain (DuET, A6). They need the data of all tasks at once, so they are 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from duet.datasets.series_file import SeriesFile
 from duet.datasets.training import write_training_set
 from duet.detectors.base import Detector, StageRequest
 from duet.detectors.families import restore_detector, store_detector
+from duet.errors import InputError
 from duet.evaluation.run import DomainScores, score_domain, score_slice
 from duet.monitor import Monitor
 from duet.paths import cache_folder
@@ -87,9 +89,10 @@ class ReferenceTrainer:
 
     def _train(self, title: str, domains: Sequence[str], classes: Sequence[str], seed: int) -> Reference:
         folder = self._folder(domains, classes, seed)
-        if (folder / "reference.json").is_file():
-            record = read_json(folder / "reference.json")
-            return Reference(restore_detector(folder / "model.safetensors"), record["losses"], record["seconds"])
+        kept = _kept(folder)
+        if kept is not None:
+            return kept
+        target, folder = folder, folder.with_name(f".{folder.name}.{os.getpid()}.part")
         shutil.rmtree(folder, ignore_errors=True)
         images: list[LabelledImage] = [image for name in domains for image in self.domains[name].train()]
         section = self.source.section
@@ -113,6 +116,8 @@ class ReferenceTrainer:
         shutil.rmtree(folder / "data", ignore_errors=True)
         shutil.rmtree(folder / "train" / "weights", ignore_errors=True)
         write_json(folder / "reference.json", {"losses": losses, "seconds": outcome.seconds})
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one; another run's equal one does no harm either
+        folder.rename(target)
         return Reference(detector, losses, outcome.seconds)
 
     def _folder(self, domains: Sequence[str], classes: Sequence[str], seed: int) -> Path:
@@ -129,6 +134,15 @@ class ReferenceTrainer:
             }
         )
         return cache_folder() / "references" / key[:16]
+
+
+def _kept(folder: Path) -> Reference | None:
+    """A reference that was trained before; None when there is none or it is damaged."""
+    try:
+        record = read_json(folder / "reference.json")
+        return Reference(restore_detector(folder / "model.safetensors"), record["losses"], record["seconds"])
+    except (InputError, KeyError, TypeError):
+        return None
 
 
 def score_references(

@@ -18,6 +18,8 @@ from typing import Any
 from duet.errors import InputError
 
 STATE_FILE = "state.json"
+# What a run writes before its first stage is finished.
+OWN_FILES = ("config.yaml", "data.json", "reference.json", "detector.pt")
 
 
 def sha256_of(path: Path) -> str:
@@ -64,10 +66,12 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: naming the file and the line when it is not JSON.
+        InputError: naming the file when it cannot be read, and the line when it is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file ({error.reason})") from error
     except json.JSONDecodeError as error:
@@ -90,17 +94,24 @@ class RunState:
         path = folder / STATE_FILE
         if path.exists():
             self._record = read_json(path)
-            if self._record.get("fingerprint") != fingerprint:
+            if not isinstance(self._record, dict) or set(self._record) != {"fingerprint", "files", "stages"}:
+                raise InputError(f"{path}: damaged, it is not a run's record")
+            if self._record["fingerprint"] != fingerprint and not self._record["stages"]:
+                self._start_over(fingerprint)  # another try at a run of which nothing was finished
+            elif self._record["fingerprint"] != fingerprint:
                 raise InputError(
                     f"{folder}: holds a run with another configuration (its config.yaml says which); "
                     "choose another --out, or delete the folder"
                 )
             return
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder}: not empty and not a run folder; choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._record = {"fingerprint": fingerprint, "files": {}, "stages": []}
-        self._save()
+        try:
+            if folder.exists() and any(folder.iterdir()):
+                raise InputError(f"{folder}: not empty and not a run folder; choose another --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            self._record = {"fingerprint": fingerprint, "files": {}, "stages": []}
+            self._save()
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be made a run folder ({error.strerror})") from error
 
     @property
     def finished_stages(self) -> int:
@@ -130,6 +141,22 @@ class RunState:
         if sha256_of(path) != self._record["files"][name]:
             raise InputError(f"{path}: damaged, its sha256 is not the one in {STATE_FILE}")
         return path
+
+    def verify(self) -> None:
+        """Check the hash of every recorded file.
+
+        Raises:
+            InputError: naming the first file that is missing or damaged.
+        """
+        for number, stage in enumerate(self._record["stages"], start=1):
+            for role in stage:
+                self.stage_file(number, role)
+
+    def _start_over(self, fingerprint: str) -> None:
+        for name in OWN_FILES:
+            (self.folder / name).unlink(missing_ok=True)
+        self._record = {"fingerprint": fingerprint, "files": {}, "stages": []}
+        self._save()
 
     def _save(self) -> None:
         write_json(self.folder / STATE_FILE, self._record)

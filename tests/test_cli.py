@@ -129,6 +129,31 @@ def test_unknown_series_method_and_shift(project, refused):
     assert "did you mean 'comic'" in refused()
 
 
+def test_an_output_that_is_a_file(project, capsys, monkeypatch, pretrained_weights):
+    (project / "taken").touch()
+    arguments = ["train", "--series", str(project / "series.yaml"), "--detector", str(pretrained_weights)]
+    monkeypatch.setattr(sys, "argv", ["duet", *arguments, "--out", str(project / "taken")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "taken: cannot be made a run folder" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_it_goes_on(project, capsys, monkeypatch, pretrained_weights):
+    from duet.learner import Learner
+
+    def interrupted(learner):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "run", interrupted)
+    arguments = ["train", "--series", str(project / "series.yaml"), "--detector", str(pretrained_weights)]
+    monkeypatch.setattr(sys, "argv", ["duet", *arguments, "--out", str(project / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert "the same command goes on where it stood" in capsys.readouterr().err
+
+
 def test_the_tool_and_the_command_are_the_same():
     from duet.paths import project_root
 

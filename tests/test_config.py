@@ -47,6 +47,11 @@ def test_the_method_option_replaces_the_files_method(tmp_path):
         (["series=dema"], "unknown series 'dema'; did you mean 'demo'"),
         (["method.merge.name=tise"], "did you mean 'ties'"),
         (["method.merge.options.gama=1"], "did you mean 'gamma'"),
+        (["train.lr0=.inf"], "key 'train.lr0' is inf"),
+        (["train.scale=5"], "key 'train.scale' is 5"),
+        (["train.device=banana"], "key 'train.device' is 'banana'"),
+        (["train.device='0,1'"], "key 'train.device' is '0,1'"),
+        (["seed=5000000000"], "key 'seed' is 5000000000"),
         (["train=5"], "key 'train' is 5"),
     ],
 )
@@ -64,6 +69,12 @@ def test_a_malformed_assignment_is_refused(text):
 def test_assignments_read_numbers_and_null():
     values = parse_assignments(["a.b=1e-3", "a.c=null", "a.d=true", "e=text"])
     assert values == {"a": {"b": 0.001, "c": None, "d": True}, "e": "text"}
+
+
+@pytest.mark.parametrize("text", ["train.device=0", "train.device='0'", "train.device=cpu", "train.device=cuda:1"])
+def test_a_device_may_be_a_number(text):
+    device = resolve_config(None, {}, parse_assignments([text])).train.device
+    assert device == text.partition("=")[2].strip("'")
 
 
 def test_overlay_changes_neither():

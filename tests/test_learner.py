@@ -212,10 +212,21 @@ def test_a_finished_run_is_only_read(undisturbed, series, pretrained_weights, ca
 def test_what_a_kill_left_unwritten_at_the_end_is_written(undisturbed, series, pretrained_weights, cache, tmp_path):
     out, results = undisturbed
     shutil.copytree(out, tmp_path / "run")
-    for name in ("results.json", "report.html"):
+    for name in ("reference.json", "report.html", "detector.pt"):
         (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / "results.json").write_text('{"half": ')
     assert Learner(config(series, pretrained_weights), tmp_path / "run").run() == results
+    assert (tmp_path / "run" / "detector.pt").stat().st_size > 1_000_000
     assert (tmp_path / "run" / "report.html").stat().st_size == (out / "report.html").stat().st_size
+
+
+def test_a_damaged_reference_in_the_cache_is_trained_again(undisturbed, series, pretrained_weights, cache, tmp_path):
+    kept = [folder for folder in (cache / "references").iterdir() if (folder / "model.safetensors").exists()]
+    for folder in kept:
+        content = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    results = Learner(config(series, pretrained_weights, method="joint"), tmp_path / "run").run()
+    assert results["reference"] == undisturbed[1]["reference"]
 
 
 @pytest.mark.parametrize("method", ["sequential", "frozen", "duet-paper", "joint"])

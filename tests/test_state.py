@@ -69,7 +69,8 @@ def test_a_damaged_or_missing_file_is_named(tmp_path):
 
 
 def test_another_run_or_a_full_folder_is_refused(tmp_path):
-    RunState(tmp_path / "run", "f")
+    state = RunState(tmp_path / "run", "f")
+    state.finish_stage(stage(tmp_path / "run", 1, "one"))
     with pytest.raises(InputError, match="another configuration"):
         RunState(tmp_path / "run", "g")
     (tmp_path / "photos").mkdir()
@@ -77,6 +78,37 @@ def test_another_run_or_a_full_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a run folder"):
         RunState(tmp_path / "photos", "f")
     assert sorted(item.name for item in (tmp_path / "photos").iterdir()) == ["a.jpg"]
+
+
+def test_a_run_of_which_nothing_was_finished_may_be_started_otherwise(tmp_path):
+    RunState(tmp_path / "run", "f")
+    write_text(tmp_path / "run" / "config.yaml", "old")
+    state = RunState(tmp_path / "run", "g")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    state.finish_stage(stage(tmp_path / "run", 1, "one"))
+    with pytest.raises(InputError, match="another configuration"):
+        RunState(tmp_path / "run", "f")
+
+
+def test_a_damaged_record_or_an_impossible_folder_is_named(tmp_path):
+    RunState(tmp_path / "run", "f")
+    (tmp_path / "run" / "state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"state\.json: damaged"):
+        RunState(tmp_path / "run", "f")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "sub"):
+        with pytest.raises(InputError, match="cannot be made a run folder"):
+            RunState(path, "f")
+
+
+def test_verify_checks_every_file(tmp_path):
+    state = RunState(tmp_path / "run", "f")
+    for number in (1, 2):
+        state.finish_stage(stage(tmp_path / "run", number, str(number)))
+    state.verify()
+    (tmp_path / "run" / "stages" / "1" / "model").write_text("x")
+    with pytest.raises(InputError, match="stages/1/model: damaged"):
+        state.verify()
 
 
 def test_the_record_is_plain_json(tmp_path):

@@ -58,9 +58,10 @@ def open_domains(source: SeriesFile, progress: Progress | None = None) -> dict[s
         if section.shift is not None and section.shift not in SHIFTS:
             raise InputError(f"{source.path}: unknown shift '{section.shift}'" + nearest(section.shift, SHIFTS))
         names = read_class_names(source.root / section.classes)
-        missing = [label for label in source.series.classes if label not in names]
+        own = next(task.classes for task in source.series.tasks if task.domain == name)
+        missing = [label for label in own if label not in names]
         if missing:
-            raise InputError(f"{source.root / section.classes}: class '{missing[0]}' of the series is not named there")
+            raise InputError(f"{source.root / section.classes}: class '{missing[0]}' of the task is not named there")
         domains[name] = _folder_domain(name, source.root, section, names, progress)
     return domains
 

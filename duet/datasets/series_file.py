@@ -94,6 +94,8 @@ class SeriesFile:
             absent = [name for name in self.series.domains if name not in self.section.domains]
             if absent:
                 raise InputError(f"{path}: domain '{absent[0]}' is used by a task and not described under domains")
+        elif root is not None:
+            raise InputError(f"{path}: the series is made of generated scenes, --root has no meaning for it")
         elif self.section.domains:
             raise InputError(f"{path}: scenes and domains exclude each other")
 

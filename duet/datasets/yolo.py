@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from duet.datasets.images import LabelledImage
 from duet.errors import InputError
@@ -23,7 +23,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected one class name per line")
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    names = tuple(line.strip() for line in _text(path).splitlines() if line.strip())
     if not names:
         raise InputError(f"{path}: names no class")
     repeated = [name for name in names if names.count(name) > 1]
@@ -52,6 +52,11 @@ def read_split(
     if not labels.is_dir():
         raise InputError(f"{labels}: no such label folder")
     found = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    stems: dict[str, Path] = {}
+    for path in found:
+        other = stems.setdefault(path.stem, path)
+        if other is not path:
+            raise InputError(f"{path}: has the same stem as {other.name}, and so the same label file")
     chosen = found if split is None else _listed(found, split)
     if not chosen:
         raise InputError(f"{split or images}: holds no image")
@@ -63,7 +68,7 @@ def _listed(found: Sequence[Path], split: Path) -> list[Path]:
         raise InputError(f"{split}: no such split file")
     by_stem = {path.stem: path for path in found}
     chosen: list[Path] = []
-    for number, line in enumerate(split.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(_text(split).splitlines(), start=1):
         entry = Path(line.strip()).name
         if not entry:
             continue
@@ -75,13 +80,9 @@ def _listed(found: Sequence[Path], split: Path) -> list[Path]:
 
 
 def _read(path: Path, label_file: Path, names: Sequence[str]) -> LabelledImage:
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-    except (UnidentifiedImageError, OSError, ImportError) as error:  # Ultralytics looks for HEIF support
-        raise InputError(f"{path}: not a readable image") from error
+    height, width = _size_hw(path)
     rows, labels, lines = [], [], []
-    text = label_file.read_text(encoding="utf-8-sig") if label_file.is_file() else ""
+    text = _text(label_file) if label_file.is_file() else ""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -94,6 +95,37 @@ def _read(path: Path, label_file: Path, names: Sequence[str]) -> LabelledImage:
         lines.append(where)
     boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
     return LabelledImage(path, (height, width), boxes, tuple(labels), tuple(lines))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file ({error.reason})") from error
+
+
+def _size_hw(path: Path) -> tuple[int, int]:
+    """Height and width as the picture is shown, EXIF orientation applied, as OpenCV and Ultralytics read it."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            if not _is_complete(path, picture.format):
+                picture.load()  # decides, because some complete files end in other bytes
+    except (UnidentifiedImageError, OSError, ImportError) as error:  # Ultralytics looks for HEIF support
+        raise InputError(f"{path}: not a readable image, or cut off") from error
+    return (width, height) if turned else (height, width)
+
+
+def _is_complete(path: Path, kind: str | None) -> bool:
+    """Whether a JPEG or PNG file has the end its format asks for; True for other formats."""
+    endings = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+    if kind not in endings:
+        return True
+    with path.open("rb") as stream:
+        stream.seek(0, 2)
+        stream.seek(max(0, stream.tell() - 16))
+        return stream.read().endswith(endings[kind])
 
 
 def _parse(line: str, where: str) -> tuple[int, tuple[float, float, float, float]]:

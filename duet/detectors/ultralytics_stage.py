@@ -18,7 +18,11 @@ from ultralytics.utils.torch_utils import unwrap_model
 from duet.detectors.base import DomainStatistics, StageProgress
 from duet.detectors.parallel_head import ParallelDetect
 from duet.detectors.ultralytics_losses import StageCriterion, StagePlan, detection_loss
-from duet.errors import InputError
+
+# At the first step teacher and student are equal and the warm-up's learning rate is zero, so that both added losses
+# are rightly zero; after a few steps they cannot be.
+STEPS_UNTIL_MOVED = 4
+SURELY_MOVED = 50
 
 
 class StageTrainer(DetectionTrainer):
@@ -120,10 +124,18 @@ class StageTrainer(DetectionTrainer):
         broken = [name for name, value in self.history[-1].items() if value != value or abs(value) == float("inf")]
         if broken:
             raise RuntimeError(f"epoch {self.epoch + 1}: {broken[0]} is not finite; a smaller train.lr0 may help")
+        last = self.epoch + 1 >= self.epochs
+        if self.steps_done >= (STEPS_UNTIL_MOVED if last else SURELY_MOVED):
+            self._refuse_dead_losses()
+        super().save_metrics(metrics)
+
+    def _refuse_dead_losses(self) -> None:
         for name in self._switched_on():
             if self.seen.get(name, 0.0) == 0.0:
-                raise RuntimeError(f"epoch {self.epoch + 1}: the {name} loss is switched on and stayed exactly zero")
-        super().save_metrics(metrics)
+                raise RuntimeError(
+                    f"the {name} loss is switched on and stayed exactly zero for {self.steps_done} steps; "
+                    f"nothing of the model it holds on to has moved"
+                )
 
     def _switched_on(self) -> list[str]:
         plan = self.plan
@@ -188,8 +200,6 @@ def run_stage(
     LOGGER.setLevel(logging.WARNING)
     try:
         trainer = StageTrainer(overrides=overrides)
-        if trainer.ddp:
-            raise InputError(f"train.device is '{overrides['device']}': a stage trains on one device so far")
         trainer.add_callback("on_train_batch_end", report_progress)
         model.stage_plan = plan
         trainer.model = model

@@ -53,8 +53,11 @@ class YoloDetector(Detector):
         """
         try:
             checkpoint, _ = torch_safe_load(path, safe_only=True)
-        except (TypeError, ModuleNotFoundError, RuntimeError) as error:
-            raise InputError(f"{path}: not a readable Ultralytics checkpoint ({_first_line(error)})") from error
+        except Exception as error:  # a file that is no checkpoint makes the loader raise nearly anything
+            raise InputError(
+                f"{path}: refused as a checkpoint; it is damaged, or holds objects other than those of torch and "
+                "Ultralytics, which could run code"
+            ) from error
         model = checkpoint.get("ema") or checkpoint.get("model")
         if not isinstance(model, DetectionModel):
             raise InputError(f"{path}: expected a detection model, found {type(model).__name__}")
@@ -343,7 +346,7 @@ def _overrides(request: StageRequest) -> dict:
         "amp": settings.amp,
         "seed": request.seed,
         "deterministic": True,
-        "project": str(request.folder.parent),
+        "project": str(request.folder.parent.resolve()),
         "name": request.folder.name,
         "exist_ok": True,
         "plots": False,

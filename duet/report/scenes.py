@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from duet.datasets.images import LabelledImage
 from duet.report.html import DrawnBox, ScenePanel
@@ -29,7 +29,7 @@ def scene_panels(
     for domain, images in tests.items():
         for image, before, after in zip(images[:count], first[domain], final[domain]):
             with Image.open(image.path) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
+                pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
             truth = [DrawnBox(tuple(box), label, None) for box, label in zip(image.boxes_xyxy.tolist(), image.labels)]
             panels.append(ScenePanel(domain, pixels, truth, _drawn(before), _drawn(after)))
     return panels

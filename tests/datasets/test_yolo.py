@@ -78,6 +78,42 @@ def test_an_unreadable_image_and_absent_folders_are_named(folder):
         read_split(folder / "images", folder / "x", NAMES)
 
 
+def test_a_turned_picture_has_the_size_it_is_shown_with(folder):
+    turned = Image.new("RGB", (40, 20))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(folder / "images" / "b.jpg", exif=exif)
+    (folder / "images" / "b.png").unlink()
+    _, second = read(folder)
+    assert second.size_hw == (40, 20)
+    np.testing.assert_allclose(second.boxes_xyxy[0], [5, 16, 15, 24])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_that_is_cut_off_is_named(folder, suffix):
+    path = folder / "images" / f"c.{suffix}"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=rf"c\.{suffix}: not a readable image, or cut off"):
+        read(folder)
+
+
+def test_a_whole_picture_with_bytes_behind_its_end_is_read(folder):
+    with (folder / "images" / "a.png").open("ab") as stream:
+        stream.write(b"a camera's own bytes")
+    assert len(read(folder)) == 2
+
+
+def test_text_that_is_not_utf8_and_doubled_stems_are_named(folder):
+    (folder / "labels" / "a.txt").write_bytes(b"\xff\xfe0")
+    with pytest.raises(InputError, match=r"a\.txt: not a UTF-8 text file"):
+        read(folder)
+    (folder / "labels" / "a.txt").unlink()
+    Image.new("RGB", (9, 9)).save(folder / "images" / "b.jpg")
+    with pytest.raises(InputError, match="has the same stem"):
+        read(folder)
+
+
 def test_class_names(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("cat\n dog \n\n")

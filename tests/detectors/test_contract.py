@@ -57,7 +57,8 @@ def training_set(folder, pictures, classes, index):
 def request(tmp_path, pictures, detector, index, **options):
     method = options.pop("method", MethodSettings(name="test"))
     data = training_set(tmp_path / "data", pictures, detector.classes, index)
-    return StageRequest(data, tmp_path / "train", 3, TRAIN, method, 1, **options)
+    epochs = options.pop("epochs", 1)
+    return StageRequest(data, tmp_path / "train", 3, TRAIN, method, epochs, **options)
 
 
 def outputs(detector, size=64, seed=0):
@@ -175,9 +176,28 @@ def test_a_plain_checkpoint_opens_without_this_package_and_predicts_the_same(det
         result = plain.predict(str(path), imgsz=64, conf=0.0001, iou=0.7, max_det=300, verbose=False)[0]
         np.testing.assert_allclose(result.boxes.xyxy.numpy(), ours[path].boxes_xyxy, atol=1e-3)
         np.testing.assert_allclose(result.boxes.conf.numpy(), ours[path].scores, atol=1e-5)
-    with pytest.raises(InputError, match="not a readable"):
-        (tmp_path / "x.pt").write_bytes(b"nothing")
-        YoloDetector.from_checkpoint(tmp_path / "x.pt")
+
+
+class Touch:
+    """A pickle that would create a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_what_is_no_checkpoint_is_refused_and_nothing_runs(tmp_path):
+    path = tmp_path / "x.pt"
+    for content in (b"", b"nothing", b"I am a text file\n" * 20):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"x\.pt: refused as a checkpoint"):
+            YoloDetector.from_checkpoint(path)
+    torch.save({"model": Touch(tmp_path / "touched")}, path)
+    with pytest.raises(InputError, match="refused as a checkpoint"):
+        YoloDetector.from_checkpoint(path)
+    assert not (tmp_path / "touched").exists()
 
 
 def test_the_first_stage_trains_everything(detector, pictures, tmp_path):
@@ -312,13 +332,29 @@ def test_head_policies_put_the_head_together_as_they_say(detector):
     assert torch.equal(trained[row], new[row])
 
 
+def test_a_stage_of_very_few_steps_is_not_taken_for_a_dead_loss(detector, pictures, tmp_path):
+    method = MethodSettings(
+        name="t",
+        batch_norm="freeze",
+        distillation=DistillationSettings(),
+        directional_consistency=DirectionalSettings(),
+    )
+    old = detector.state()
+    shared = detector.split.shared_parameters
+    target = DirectionalTarget({key: old[key] for key in shared}, {key: old[key] for key in shared})
+    grown = detector.grown(("c",), seed=2, head="rows")
+    one_step = request(tmp_path, pictures[:2], grown, 2, method=method, teacher=detector, directional=target)
+    outcome = grown.train_stage(one_step)
+    assert outcome.losses[-1]["dc_loss"] == 0.0
+
+
 def test_a_loss_that_stays_zero_stops_the_stage(detector, pictures, tmp_path):
     grown = detector.grown(("c",), seed=2, head="rows")
     shared = detector.split.shared_parameters
     old = detector.state()
     nothing = DirectionalTarget({key: old[key] for key in shared}, {key: torch.zeros_like(old[key]) for key in shared})
     method = MethodSettings(name="t", directional_consistency=DirectionalSettings())
-    options = {"method": method, "teacher": detector}
+    options = {"method": method, "teacher": detector, "epochs": 3}
     with pytest.raises(RuntimeError, match="dc loss is switched on and stayed exactly zero"):
         grown.train_stage(request(tmp_path / "a", pictures, grown, 2, directional=nothing, **options))
     wrong = DirectionalTarget({"nowhere": torch.zeros(1)}, {"nowhere": torch.zeros(1)})
