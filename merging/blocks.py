@@ -16,9 +16,10 @@ from torch import Tensor
 from merging.plan import MergePlan
 from merging.sources import TensorSource
 
-# PyTorch runs operations of this size on the calling thread, so that results depend neither on its thread
-# count nor on ours, and a block of every model stays in the processor's cache. DARE's masks are defined per block.
-BLOCK = 32_768
+# PyTorch runs operations on fewer than 32,768 scalars on the calling thread, so that results depend neither on its
+# thread count nor on ours, and a block of every model stays in the processor's cache. (Boolean indexing is the
+# exception, hence NumPy's where it is needed.) DARE's masks are defined per block.
+BLOCK = 32_000
 _BATCH = 8
 _ALONE = 1 << 22
 

@@ -35,7 +35,7 @@ def dare_merging(
     Scope: each scalar by itself, then that of the method underneath. Steps: differences, drop, rescale, then
     :func:`merging.task_arithmetic` or :func:`merging.ties_merging` with their tie rules and divisors.
 
-    The masks depend on the seed, the tensor's name and its entries' places alone (blocks of 32,768 entries, a CPU
+    The masks depend on the seed, the tensor's name and its entries' places alone (blocks of 32,000 entries, a CPU
     generator each): not on the order of keys, on threads, or on whether the model is in memory or on disk. Deviations:
     running statistics of BatchNorm are no learned differences and are neither dropped nor rescaled; p = 0.9 is our
     default, the paper tries 0.1 to 0.99.

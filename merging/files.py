@@ -125,7 +125,8 @@ def merge_files(
             writer.finish()
         finally:
             writer.close()
-        record = _record(merge.provenance(), METHODS[method].paper, [ancestor, *sources], hashes)
+        provenance = {**merge.provenance(), "coefficients": merge.merger.coefficients}
+        record = _record(provenance, METHODS[method].paper, [ancestor, *sources], hashes)
         provenance_name = f"{target.stem}.provenance.json" if single else "provenance.json"
         write_json(folder / provenance_name, record)
     beside = target.parent if single else target

@@ -17,7 +17,9 @@ from merging.blocks import Inputs, Range
 _LOW_BITS = 14
 _BINS = 1 << 17
 # More values than this in the wanted bin are counted once more, by the lower bits, before any is stored.
-_STORED = 1 << 20
+_CROWD = 1 << 20
+# So many stored values may wait to be joined with equal ones.
+_WAITING = 1 << 18
 
 Vectors = Callable[[Range], Sequence[Tensor]]
 
@@ -43,7 +45,7 @@ def kth_smallest_magnitudes(inputs: Inputs, vectors: Vectors, keys: Iterable[str
     _pass(inputs, vectors, ranges, searches, "threshold: count")
     for search in searches:
         search.choose_bin()
-    crowded = [search for search in searches if search.size > _STORED]
+    crowded = [search for search in searches if search.size > _CROWD]
     if crowded:
         _pass(inputs, vectors, ranges, searches, "threshold: refine")
         for search in crowded:
@@ -78,15 +80,15 @@ class _Search:
         """Take one block of magnitudes into account, in whichever way this pass asks for."""
         if self._bins is None and self._stored is None:
             return
-        bits = magnitudes.to(torch.float32).view(torch.int32)
+        bits, values = magnitudes.to(torch.float32).view(torch.int32).numpy(), magnitudes.numpy()
         if self._high - self._low < 1 << 31:
             inside = (bits >= self._low) & (bits < self._high)
-            bits, magnitudes = bits[inside], magnitudes[inside]
+            bits, values = bits[inside], values[inside]
         if not len(bits):
             return
         if self._stored is not None:
             with self._lock:
-                self._stored.add(magnitudes)
+                self._stored.add(torch.from_numpy(values))
         else:
             self._count(bits)
 
@@ -100,7 +102,7 @@ class _Search:
         self.size = int(bins.counts[index])
         self._low = bins.low + (index << bins.shift)
         self._high = self._low + (1 << bins.shift)
-        crowded = bins.shift > 0 and self.size > _STORED
+        crowded = bins.shift > 0 and self.size > _CROWD
         self._bins = _Bins(self._low, 0, np.zeros(1 << bins.shift, dtype=np.int64)) if crowded else None
 
     def start_storing(self) -> None:
@@ -112,10 +114,10 @@ class _Search:
         assert self._stored is not None
         return self._stored.kth(self._rank)
 
-    def _count(self, bits: Tensor) -> None:
+    def _count(self, bits: np.ndarray) -> None:
         bins = self._bins
         assert bins is not None
-        index = ((bits - bins.low) >> bins.shift).numpy()
+        index = (bits - bins.low) >> bins.shift
         first = int(index.min())
         counts = np.bincount(index - first)
         with self._lock:
@@ -123,19 +125,29 @@ class _Search:
 
 
 class _Multiset:
-    """Values with their counts; equal ones are joined whenever many have come."""
+    """Values with their counts; equal ones are joined whenever many have come.
+
+    Values are copied into one buffer: kept as small tensors, each would split a freed block of memory, which then could
+    not serve the next block.
+    """
 
     def __init__(self) -> None:
         self._values = torch.empty(0, dtype=torch.float64)
         self._counts = torch.empty(0, dtype=torch.int64)
-        self._new: list[Tensor] = []
-        self._waiting = 0
+        self._buffer = torch.empty(_WAITING, dtype=torch.float64)
+        self._filled = 0
+        self._alike: dict[float, int] = {}
 
     def add(self, values: Tensor) -> None:
-        self._new.append(values)
-        self._waiting += len(values)
-        if self._waiting > _STORED:
-            self._join()
+        low, high = (bound.item() for bound in torch.aminmax(values))
+        if low == high:  # a crowded bin is mostly one value
+            self._alike[low] = self._alike.get(low, 0) + len(values)
+            return
+        for part in values.split(_WAITING):
+            if self._filled + len(part) > _WAITING:
+                self._join()
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
 
     def kth(self, rank: int) -> float:
         self._join()
@@ -143,11 +155,14 @@ class _Multiset:
         return self._values[index].item()
 
     def _join(self) -> None:
-        values = torch.cat([self._values, *self._new])
-        counts = torch.cat([self._counts, torch.ones(self._waiting, dtype=torch.int64)])
+        alike = torch.tensor(list(self._alike), dtype=torch.float64)
+        values = torch.cat([self._values, self._buffer[: self._filled], alike])
+        ones = torch.ones(self._filled, dtype=torch.int64)
+        counts = torch.cat([self._counts, ones, torch.tensor(list(self._alike.values()), dtype=torch.int64)])
         self._values, place = torch.unique(values, return_inverse=True)
         self._counts = torch.zeros(len(self._values), dtype=torch.int64).index_add_(0, place, counts)
-        self._new, self._waiting = [], 0
+        self._filled = 0
+        self._alike.clear()
 
 
 def _pass(inputs: Inputs, vectors: Vectors, ranges: Sequence[Range], searches: Sequence[_Search], phase: str) -> None:

@@ -111,8 +111,8 @@ class SafetensorsSource:
             self.specs[key] = spec
             self._places[key] = _Place(number, data + begin)
         for key, first in metadata.items():
-            # The metadata holds other texts too; one that names a tensor of this file is a tie.
-            if first in header and key not in header:
+            # The metadata holds other texts too, such as format = pt; one that names a tensor of this file is a tie.
+            if key != "format" and first in header and key not in header:
                 self.specs[key] = self.specs[first]
                 self.tied[key] = first
 

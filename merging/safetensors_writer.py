@@ -209,11 +209,13 @@ def _header(specs: Mapping[str, TensorSpec], tied: Mapping[str, str]) -> tuple[b
 
 def _reserve(handle: int, size: int) -> None:
     try:
-        os.posix_fallocate(handle, 0, size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+            return
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
-        os.ftruncate(handle, size)  # a file system that cannot reserve: a lack of space shows while writing
+    os.ftruncate(handle, size)  # where space cannot be reserved, a lack of it shows while writing
 
 
 def _replace_folder(partial: Path, target: Path) -> None:

@@ -121,10 +121,11 @@ class Ties:
 
         def merge(at: Range) -> Tensor:
             trimmed = [trim(vector, limit) for vector, limit in zip(vectors(at), thresholds[groups[at.key]])]
-            elected = elect_sign(trimmed)
-            signs.count(at, elected, trimmed)
-            elected = torch.where(elected == 0, signs.majority(at.key), elected)
+            signs_of_sums = elect_sign(trimmed)
+            undecided = signs_of_sums == 0
+            elected = torch.where(undecided, signs.majority(at.key), signs_of_sums)
             merged = disjoint_merge(trimmed, elected, self.merge_function)
+            signs.count(at, signs_of_sums, undecided, merged)
             return inputs.read_base(at).add_(merged.mul_(self.scaling_factor))
 
         return Merger(merge, report=lambda: self._report(thresholds, signs), unresolved=signs.close)
@@ -236,13 +237,20 @@ class _Signs:
         self._closed = False
         self._lock = threading.Lock()
 
-    def count(self, at: Range, elected: Tensor, trimmed: Sequence[Tensor]) -> None:
-        """Take one block into account, during the first round only."""
+    def count(self, at: Range, signs_of_sums: Tensor, undecided: Tensor, merged: Tensor) -> None:
+        """Take one block into account, during the first round only.
+
+        Args:
+            at: the block.
+            signs_of_sums: −1, 0 or 1 per entry.
+            undecided: where they are 0.
+            merged: the merged block, by :meth:`majority` where undecided.
+        """
         if self._closed:
             return
-        total = int(elected.sum().item())
-        undecided = elected == 0
-        cancelled = bool(undecided.any()) and any(bool(vector[undecided].any()) for vector in trimmed)
+        total = int(signs_of_sums.sum().item())
+        # Values that add up to exactly 0 are all 0, and then any sign merges them to 0, or have both signs.
+        cancelled = bool((undecided & (merged != 0)).any())
         with self._lock:
             group = self._groups[at.key]
             self._totals[group] = self._totals.get(group, 0) + total
@@ -250,8 +258,8 @@ class _Signs:
                 self._open.append(at)
 
     def majority(self, key: str) -> float:
-        """Sign of the sum of all elected signs; 0 until it is known."""
-        return float(self.totals_sign(self._groups[key])) if self._closed else 0.0
+        """Sign of the sum of all elected signs; −1, under which a cancelled entry shows, until it is known."""
+        return float(self.totals_sign(self._groups[key])) if self._closed else -1.0
 
     def totals_sign(self, group: str) -> int:
         """Sign of the sum of the elected signs of one group so far."""

@@ -38,7 +38,9 @@ def open_torch_checkpoint(path: Path) -> StateSource:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # the unpickler meets damage with whatever its next step raises
         raise ValueError(f"{path}: damaged, or no file of torch.save ({_first_line(error)})") from None
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")

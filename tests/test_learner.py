@@ -146,7 +146,12 @@ def test_both_losses_took_part_in_later_stages(undisturbed):
     _, results = undisturbed
     assert "distill_loss" not in results["stages"][0]["losses"][0]
     for stage in results["stages"][1:]:
-        assert all(epoch["distill_loss"] > 0 for epoch in stage["losses"])
+        trained = [epoch for epoch in stage["losses"] if "distill_loss" in epoch]
+        calibrated = [epoch for epoch in stage["losses"] if "calibration_distill_loss" in epoch]
+        assert (len(trained), len(calibrated)) == (2, 2)
+        assert all(epoch["distill_loss"] > 0 for epoch in trained)
+        assert any(epoch["dc_loss"] > 0 for epoch in trained)
+        assert all(epoch["calibration_distill_loss"] > 0 for epoch in calibrated)
         assert 0 < stage["merge"]["sign_conflict_rate"] < 1
 
 
