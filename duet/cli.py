@@ -111,7 +111,8 @@ def summary(
     if markdown:
         typer.echo(summary_markdown(rows))
     else:
-        Console().print(summary_table(rows))
+        console = Console()
+        (console if console.is_terminal else Console(width=120)).print(summary_table(rows))
 
 
 def main(command: str | None = None) -> None:
