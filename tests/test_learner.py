@@ -248,23 +248,23 @@ def test_every_method_runs(method, series, pretrained_weights, cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "assignment",
+    "assignments",
     [
-        "method.head=parallel",
-        "method.batch_norm=merge",
-        "method.batch_norm=current",
-        "method.batch_norm=recalibrate",
-        "method.towers=merge",
-        "method.calibration_epochs=1",
-        "evaluation.reference=individual",
-        "evaluation.reference=none",
+        ["method.head=parallel"],
+        ["method.batch_norm=merge", "method.towers=merge", "evaluation.reference=none"],
+        ["method.batch_norm=current", "method.calibration_epochs=1"],
+        ["method.batch_norm=recalibrate", "method.merge.name=ties"],
+        ["method.merge=null", "evaluation.reference=individual"],
     ],
+    ids=lambda assignments: assignments[0],
 )
-def test_every_policy_runs(assignment, series, pretrained_weights, cache, tmp_path):
-    made = config(series, pretrained_weights, "train.epochs=1", assignment)
+def test_every_policy_runs(assignments, series, pretrained_weights, cache, tmp_path):
+    made = config(series, pretrained_weights, "train.epochs=1", *assignments)
     results = Learner(made, tmp_path / "run").run()
     assert len(results["stages"]) == 3
-    if assignment == "evaluation.reference=none":
+    if made.evaluation.reference == "none":
         assert results["indices"]["map50"]["overall"] is None
-    if assignment == "method.calibration_epochs=1":
-        assert "calibration_cls_loss" in results["stages"][1]["losses"][-1]
+    else:
+        assert results["indices"]["map50"]["overall"] > 0
+    calibrated = [epoch for epoch in results["stages"][1]["losses"] if "calibration_cls_loss" in epoch]
+    assert len(calibrated) == made.method.calibration_epochs
