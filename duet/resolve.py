@@ -37,10 +37,18 @@ def resolve_config(
     validate(TrainSettings, section.train, f"series '{section.name}', train")
     values["train"] = overlay(section.train, _mapping(values.get("train", {}), "train", source))
     named = _mapping(values.pop("method", {}), "method", source)
-    method = method_settings(str(named.get("name", "duet")))
-    values["method"] = overlay(method.model_dump(), named)
+    settings = method_settings(str(named.get("name", "duet"))).model_dump()
+    values["method"] = overlay(_for_merger(settings, named.get("merge")), named)
     _refuse_bad_merger(validate(MethodSettings, values["method"], f"{source}, method"), source)
     return validate(RunConfig, values, source)
+
+
+def _for_merger(settings: dict[str, Any], merge: Any) -> dict[str, Any]:
+    """The method's settings without its own merger's options when another merger is asked for."""
+    own = settings["merge"]
+    if isinstance(merge, Mapping) and own is not None and merge.get("name", own["name"]) != own["name"]:
+        return {**settings, "merge": None}
+    return settings
 
 
 def _refuse_bad_merger(method: MethodSettings, source: str) -> None:

@@ -20,6 +20,13 @@ def test_layers_lie_over_one_another_in_order(tmp_path):
     assert config.method.distillation.kind == METHODS["duet"].distillation.kind
 
 
+def test_another_merger_starts_from_its_own_options():
+    config = resolve_config(None, {}, parse_assignments(["method.merge.name=ties", "method.merge.options.density=0.5"]))
+    assert config.method.merge.model_dump() == {"name": "ties", "options": {"density": 0.5}}
+    same = resolve_config(None, {}, parse_assignments(["method.merge.options.gamma=0.3"]))
+    assert same.method.merge.options == {**METHODS["duet"].merge.options, "gamma": 0.3}
+
+
 def test_the_resolved_configuration_resolves_to_itself(tmp_path):
     config = resolve_config(None, {"method": "duet-paper"})
     path = tmp_path / "config.yaml"

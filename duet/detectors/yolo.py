@@ -42,7 +42,7 @@ class YoloDetector(Detector):
                 f"detector with head {type(head).__name__}: expected a plain Detect head with distribution boxes "
                 "(YOLOv8, YOLO11, YOLO12); end-to-end heads are not supported"
             )
-        self.model = model.float()
+        self.model = model.float().requires_grad_(True)  # checkpoints are stored without
 
     @classmethod
     def from_checkpoint(cls, path: Path) -> YoloDetector:

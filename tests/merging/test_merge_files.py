@@ -378,6 +378,22 @@ def test_no_space_left_is_one_sentence_and_leaves_nothing(call, family, tmp_path
     assert leftovers(tmp_path, before) == []
 
 
+def test_an_error_of_the_device_that_is_told_once_is_not_missed(family, tmp_path, monkeypatch):
+    """A failed sync clears the error: the next sync of the same file succeeds."""
+    paths, _ = family
+    calls = []
+
+    def refuse_first(handle):
+        calls.append(handle)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refuse_first)
+    with pytest.raises(OSError, match="cannot be written: Input/output error; nothing was left behind"):
+        merging.merge_files("averaging", paths[0], paths[1:], tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_a_limit_of_the_system_leaves_nothing(family, tmp_path):
     """A real refusal of the kernel in the middle of a file, not a simulated one."""
     paths, _ = family

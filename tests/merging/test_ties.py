@@ -195,6 +195,12 @@ def test_options_out_of_range_are_refused(options, message):
         merging.ties_merging(task(0), [task(1)], **options)
 
 
+@pytest.mark.parametrize("value", [True, None, [0.2]])
+def test_only_numbers_are_numbers(value):
+    with pytest.raises(TypeError, match="option 'density': expected a number, got "):
+        merging.ties_merging(task(0), [task(1)], density=value)
+
+
 def test_a_text_is_no_number():
     with pytest.raises(TypeError, match=r"option 'density': expected a number, got '0\.2'"):
         merging.ties_merging(task(0), [task(1)], density="0.2")
