@@ -314,17 +314,31 @@ def test_no_models_no_output(family, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def started(*_):
+    raise AssertionError("work began")
+
+
 def test_an_existing_output_is_kept_unless_asked(family, tmp_path):
     paths, _ = family
     for out in (tmp_path / "out.safetensors", tmp_path / "folder"):
         merging.merge_files("averaging", paths[0], [paths[1]], out)
         with pytest.raises(FileExistsError, match=f"{out}: exists already"):
-            merging.merge_files("averaging", paths[0], [paths[2]], out)
+            merging.merge_files("averaging", paths[0], [paths[2]], out, progress=started)
         merging.merge_files("averaging", paths[0], [paths[2]], out, overwrite=True)
         merged = load_file(out if out.is_file() else out / "model.safetensors")
         assert torch.equal(merged["0.weight"], load_file(paths[2])["0.weight"])
     with pytest.raises(FileNotFoundError, match=r"no such folder to write out\.safetensors into"):
         merging.merge_files("averaging", paths[0], [paths[1]], tmp_path / "no" / "out.safetensors")
+
+
+def test_the_model_is_moved_into_place_after_its_provenance(family, tmp_path, monkeypatch):
+    paths, _ = family
+    moved = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (moved.append(target.name), replace(source, target)))
+    for name in ("out.safetensors", "a.safetensors"):
+        merging.merge_files("averaging", paths[0], [paths[1]], tmp_path / name)
+    assert moved == ["out.provenance.json", "out.safetensors", "a.provenance.json", "a.safetensors"]
 
 
 def poison(path):

@@ -121,6 +121,19 @@ def test_a_tie_of_a_model_alone_is_noted_and_merged_apart():
     assert (merged["embed"].tolist(), merged["head"].tolist()) == ([2, 2], [2.5, 2.5])
 
 
+def test_views_and_empty_tensors_are_not_tied():
+    whole = torch.ones(4)
+    state_ = {
+        "whole": whole,
+        "part": whole[:2],
+        "turned": whole.view(2, 2),
+        "none": torch.zeros(0),
+        "nil": torch.zeros(0),
+    }
+    assert StateSource(state_, "base").tied == {}
+    assert StateSource({**state_, "again": whole.view(4)}, "base").tied == {"again": "whole"}
+
+
 def test_ties_count_tied_tensors_once():
     shared, tuned_ = torch.zeros(4), torch.tensor([4.0, 3.0, 2.0, 1.0])
     base, model = {"a": shared, "b": shared, "c": torch.zeros(1)}, {"a": tuned_, "b": tuned_, "c": torch.tensor([2.5])}

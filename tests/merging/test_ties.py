@@ -139,9 +139,19 @@ def test_elects_the_sign_of_the_sum_and_divides_by_those_who_agree():
 def test_a_sum_of_zero_takes_the_majority_sign_of_the_whole_vector():
     assert merged(task(2, 1, 1), task(-2, 1, 1), density=1.0)["w"] == [2, 1, 1]
     assert merged(task(2, -1, -1), task(-2, -1, -1), density=1.0)["w"] == [-2, -1, -1]
+    assert merged(task(2, 1, 1), task(-3, 1, 1), task(1, 0, 0), density=1.0, merge_function="max")["w"] == [2, 1, 1]
     result = merging.ties_merging(task(0, 0, 0), [task(2, -1, -1), task(-2, -1, -1)], density=1.0)
     assert result.provenance["majority_sign"] == -1
     assert result.provenance["thresholds"] == [0, 0]
+
+
+def test_the_majority_is_that_of_the_first_round(monkeypatch):
+    """Blocks that are merged again do not count again: their signs would turn the majority over."""
+    monkeypatch.setattr(blocks, "BLOCK", 3)
+    open_block, others = [2, -1, -1], [1, 1, 1, 1, 1, 0]
+    one = task(*open_block, *open_block, *others)
+    two = task(-2, -1, -1, -2, -1, -1, *others)
+    assert merged(one, two, density=1.0)["w"] == [2, -1, -1, 2, -1, -1, *others]
 
 
 def test_without_a_majority_the_negative_values_stand_as_in_the_authors_code():
