@@ -145,7 +145,7 @@ class Learner:
         before = None
         if task > 1:
             before = restore_detector(self.state.stage_file(task - 2, "model")).state() if task > 2 else self.theta_0
-        shared = self.start.split.shared
+        shared = self.start.split(self.config.method.towers == "shared").shared
         return StageInput(
             task=task,
             classes=classes,

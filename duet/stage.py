@@ -79,7 +79,7 @@ def later_stage(item: StageInput, config: RunConfig, progress: Callable[[StagePr
     previous, method = item.previous, config.method
     old_state = previous.state()
     detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head)
-    shared = detector.split.shared_parameters
+    shared = detector.split(method.towers == "shared").shared_parameters
     directional = None
     if method.directional_consistency is not None:
         direction = {key: old_state[key] - item.before_previous[key] for key in shared}
@@ -110,7 +110,7 @@ def merge_stage(detector: Detector, old_state: State, item: StageInput, config: 
     Returns:
         The ``merge`` entry of results.json.
     """
-    method, split, trained = config.method, detector.split, detector.state()
+    method, split, trained = config.method, detector.split(config.method.towers == "shared"), detector.state()
     shared = {key: trained[key] for key in split.shared}
     previous = {key: old_state[key] for key in split.shared}
     parameters = split.shared_parameters

@@ -40,7 +40,7 @@ def shift(detector, size):
 def merged(models, **method):
     base, previous, trained = models
     detector = trained.clone()
-    shared = {key: base.state()[key] for key in base.split.shared}
+    shared = {key: base.state()[key] for key in base.split().shared}
     item = StageInput(
         task=2,
         classes=("c",),

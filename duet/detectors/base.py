@@ -24,7 +24,7 @@ class StateSplit:
     """Which keys of a detector's state belong to what; every key is in exactly one of shared and task.
 
     Args:
-        shared: keys of θ_s (backbone and neck), parameters and buffers, in the order of the layers.
+        shared: keys of θ_s (backbone and neck, on request the head's towers), parameters and buffers, in the order of the layers.
         task: keys of θ_τ (the head).
         parameters: the keys, shared or task, that are trainable parameters.
     """
@@ -168,10 +168,13 @@ class Detector(ABC):
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the outputs."""
 
-    @property
     @abstractmethod
-    def split(self) -> StateSplit:
-        """Which keys of ``state()`` are shared and which belong to the head."""
+    def split(self, shared_towers: bool = False) -> StateSplit:
+        """Which keys of ``state()`` are shared and which belong to the head.
+
+        Args:
+            shared_towers: count the head's parts that know no class to θ_s (``method.towers: shared``).
+        """
 
     @property
     @abstractmethod

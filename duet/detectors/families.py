@@ -11,21 +11,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from duet.detectors.base import Description, Detector
+from duet.detectors.rtdetr import RtdetrDetector
+from duet.detectors.ultralytics_checkpoint import build_architecture, open_checkpoint
 from duet.detectors.yolo import YoloDetector
 from duet.errors import InputError
 from duet.state import write_atomic
 from duet.weights import find_weights
 
-FAMILIES: dict[str, type[YoloDetector]] = {"yolo": YoloDetector}
+FAMILIES: dict[str, type[Detector]] = {"yolo": YoloDetector, "rtdetr": RtdetrDetector}
 
 
 def load_pretrained(name: str) -> Detector:
-    """A pretrained detector by the name of its weights or the path of a checkpoint.
+    """The detector that a run starts from.
+
+    Args:
+        name: name of pretrained weights, path of a checkpoint (``.pt``) or of a stored detector (``.safetensors``), or
+            an architecture (``.yaml``), which starts with random weights.
 
     Raises:
         InputError: when the weights cannot be found or are of no known family.
     """
-    return YoloDetector.from_checkpoint(find_weights(name))
+    if name.endswith((".yaml", ".yml")):
+        return build_architecture(name)
+    path = find_weights(name)
+    return restore_detector(path) if path.suffix == ".safetensors" else open_checkpoint(path)
 
 
 def store_detector(detector: Detector, path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from duet.config import DirectionalSettings, DistillationSettings, EvaluationSettings, MethodSettings, TrainSettings
 from duet.detectors.base import DirectionalTarget, DomainStatistics, StageRequest
 from duet.detectors.families import restore_detector, store_detector
+from duet.detectors.ultralytics_checkpoint import open_checkpoint
 from duet.detectors.yolo import YoloDetector
 from duet.errors import InputError
 
@@ -69,7 +70,7 @@ def outputs(detector, size=64, seed=0):
 
 
 def test_the_split_covers_every_tensor_exactly_once(detector):
-    split = detector.split
+    split = detector.split()
     assert sorted(split.shared + split.task) == sorted(detector.state())
     assert not set(split.shared) & set(split.task)
     assert split.parameters == {name for name, _ in detector.model.named_parameters()}
@@ -193,10 +194,10 @@ def test_what_is_no_checkpoint_is_refused_and_nothing_runs(tmp_path):
     for content in (b"", b"nothing", b"I am a text file\n" * 20):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"x\.pt: refused as a checkpoint"):
-            YoloDetector.from_checkpoint(path)
+            open_checkpoint(path)
     torch.save({"model": Touch(tmp_path / "touched")}, path)
     with pytest.raises(InputError, match="refused as a checkpoint"):
-        YoloDetector.from_checkpoint(path)
+        open_checkpoint(path)
     assert not (tmp_path / "touched").exists()
 
 
@@ -216,7 +217,7 @@ def later(tmp_path, pictures, detector, head="rows", **options):
     method = MethodSettings(name="test", head=head, **options)
     grown = detector.grown(("c",), seed=2, head=head)
     start = grown.state()
-    shared = detector.split.shared_parameters
+    shared = detector.split().shared_parameters
     old = detector.state()
     generator = torch.Generator().manual_seed(0)
     direction = {key: torch.randn(old[key].shape, generator=generator) for key in shared}
@@ -283,7 +284,7 @@ def test_parallel_leaves_old_heads_exactly(detector, pictures, tmp_path):
     assert all(torch.equal(after[key], start[key]) for key in old)
     assert all(not torch.equal(after[key], start[key]) for key in new)
     merged = grown.merged_head(detector.state(), MethodSettings(name="t", head="parallel"))
-    assert set(merged) == set(grown.split.task)
+    assert set(merged) == set(grown.split().task)
     for key, value in detector.state().items():
         if key.startswith("model.23."):
             assert torch.equal(merged[key.replace("model.23.", "model.23.heads.0.")], value)
@@ -310,7 +311,7 @@ def test_shared_parameters_move_less_with_a_smaller_learning_rate(detector, pict
     def moved(folder, factor):
         grown, _, start = later(folder, pictures, detector, shared_lr_factor=factor)
         after = grown.state()
-        return sum((after[key] - start[key]).abs().sum().item() for key in detector.split.shared_parameters)
+        return sum((after[key] - start[key]).abs().sum().item() for key in detector.split().shared_parameters)
 
     assert moved(tmp_path / "slow", 0.01) < 0.1 * moved(tmp_path / "fast", 1.0)
 
@@ -324,7 +325,7 @@ def test_head_policies_put_the_head_together_as_they_say(detector):
     row, tower = "model.23.cv3.0.2.weight", "model.23.cv2.0.0.conv.weight"
     for towers, expected in (("old", old[tower]), ("new", new[tower]), ("merge", (old[tower] + new[tower]) / 2)):
         merged = current.merged_head(old, MethodSettings(name="t", towers=towers))
-        assert set(merged) == set(current.split.task)
+        assert set(merged) == set(current.split().task)
         torch.testing.assert_close(merged[tower], expected)
         assert torch.equal(merged[row][:2], old[row])
         assert torch.equal(merged[row][2:], new[row][2:])
@@ -340,7 +341,7 @@ def test_a_stage_of_very_few_steps_is_not_taken_for_a_dead_loss(detector, pictur
         directional_consistency=DirectionalSettings(),
     )
     old = detector.state()
-    shared = detector.split.shared_parameters
+    shared = detector.split().shared_parameters
     target = DirectionalTarget({key: old[key] for key in shared}, {key: old[key] for key in shared})
     grown = detector.grown(("c",), seed=2, head="rows")
     one_step = request(tmp_path, pictures[:2], grown, 2, method=method, teacher=detector, directional=target)
@@ -350,7 +351,7 @@ def test_a_stage_of_very_few_steps_is_not_taken_for_a_dead_loss(detector, pictur
 
 def test_a_loss_that_stays_zero_stops_the_stage(detector, pictures, tmp_path):
     grown = detector.grown(("c",), seed=2, head="rows")
-    shared = detector.split.shared_parameters
+    shared = detector.split().shared_parameters
     old = detector.state()
     nothing = DirectionalTarget({key: old[key] for key in shared}, {key: torch.zeros_like(old[key]) for key in shared})
     method = MethodSettings(name="t", directional_consistency=DirectionalSettings())
@@ -379,7 +380,7 @@ def test_the_same_seed_gives_the_same_weights(detector, pictures, tmp_path):
 
 
 def test_recolouring_gives_the_statistics_of_the_past_domain():
-    from duet.detectors.ultralytics_stage import recolour
+    from duet.detectors.replay import recolour
 
     generator = torch.Generator().manual_seed(0)
     own = DomainStatistics((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))

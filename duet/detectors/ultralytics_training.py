@@ -1,23 +1,24 @@
-"""One stage of incremental training through the Ultralytics detection trainer.
+"""One stage of incremental training through the Ultralytics trainers.
 
-The trainer's augmentation, AMP, EMA, schedulers, loggers and data-parallel workers are used as they are. What is added
-stands in one place each: the losses in ``StageCriterion``, frozen parts and learning rates in ``StageTrainer``.
+The trainers' augmentation, AMP, EMA, schedulers, loggers and data-parallel workers are used as they are. What is added
+stands in one place each: the losses in ``StageLoss``, frozen parts and learning rates in ``StageTraining``.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
-from duet.detectors.base import DomainStatistics, StageProgress
-from duet.detectors.parallel_head import ParallelDetect
-from duet.detectors.ultralytics_losses import StageCriterion, StagePlan, detection_loss
+from duet.detectors.base import StageProgress, StageRequest
+from duet.detectors.replay import recolour
+from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan
 
 # At the first step teacher and student are equal and the warm-up's learning rate is zero, so that both added losses
 # are rightly zero; after a few steps they cannot be.
@@ -25,8 +26,32 @@ STEPS_UNTIL_MOVED = 4
 SURELY_MOVED = 50
 
 
-class StageTrainer(DetectionTrainer):
-    """Ultralytics' detection trainer with a stage plan.
+class StageLoss:
+    """Stands in for ``model.loss``: the detector's own loss plus what the stage adds, each listed by name.
+
+    Args:
+        model: Ultralytics detection model; its head's raw outputs are caught as they pass.
+        added: the losses of the stage.
+    """
+
+    def __init__(self, model: nn.Module, added: AddedLosses) -> None:
+        self.model, self.added = model, added
+        self.outputs: Any = None
+        self.catch = model.model[-1].register_forward_hook(self._keep)
+
+    def __call__(self, batch: dict, preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss (a vector of terms) and its items by name."""
+        loss, items = type(self.model).loss(self.model, batch, preds)
+        terms, listed = self.added(self.outputs, batch["img"])
+        self.outputs = None
+        return torch.cat([loss.reshape(-1), *terms]), {**items, **listed}
+
+    def _keep(self, head: nn.Module, inputs: tuple, outputs: Any) -> None:
+        self.outputs = outputs
+
+
+class StageTraining:
+    """A stage plan for an Ultralytics detection trainer; comes before the trainer's class in a family's own trainer.
 
     The plan is taken from ``model.stage_plan``, so that it reaches data-parallel workers with the model. There is no
     validation inside a stage: detectors are scored by the learner, on slices.
@@ -35,9 +60,20 @@ class StageTrainer(DetectionTrainer):
     def __init__(self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None) -> None:
         super().__init__(cfg, overrides, _callbacks)
         self.plan = StagePlan()
-        self.seen: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self.steps_done = 0
+
+    def own_loss(self, model: nn.Module) -> Callable:
+        """The criterion of the detector's own loss under the plan; a family overrides it."""
+        return model.init_criterion()
+
+    def distill(self, outputs: Any, taught: Any) -> Tensor:
+        """Distillation of the student's raw outputs from the teacher's; a family defines it."""
+        raise NotImplementedError
+
+    def loss_scale(self, images: Tensor) -> float:
+        """Factor of the added losses; the YOLO criterion multiplies its own by the batch size."""
+        return 1.0
 
     def _setup_train(self) -> None:
         self.plan = self.model.__dict__.pop("stage_plan", self.plan)
@@ -45,17 +81,19 @@ class StageTrainer(DetectionTrainer):
         self.args.freeze = [name.removeprefix("model.").rstrip(".") for name in self.plan.frozen] or None
         super()._setup_train()
         model = unwrap_model(self.model)
-        if self.plan.negatives == "new" and self.plan.old_classes and not isinstance(model.model[-1], ParallelDetect):
-            weights = torch.ones(model.model[-1].nc, device=self.device)
-            weights[: self.plan.old_classes] = 0.0
-            model.class_weights = weights
         if self.plan.teacher is not None:
-            self.plan.teacher.to(self.device).eval().requires_grad_(False)
-            self.plan.teacher.model[-1].training = True  # raw outputs; its BatchNorms stay in eval mode
+            raw_outputs(self.plan.teacher.to(self.device))
         # After the EMA copy was made: the copy must not carry a teacher.
-        model.criterion = StageCriterion(detection_loss(model), self.plan, model, self.seen)
-        self._held = self._old_rows() if self.plan.hold_old_rows else []
+        model.criterion = self.own_loss(model)
+        self._added = AddedLosses(self.plan, model, self._distill_batch, self.loss_scale)
+        model.loss = StageLoss(model, self._added)
+        self._held = HeldRows(self.plan, model)
         self._generator = torch.Generator().manual_seed(self.plan.seed)
+
+    def _distill_batch(self, outputs: Any, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            taught = self.plan.teacher(images)
+        return self.distill(outputs, taught)
 
     def build_optimizer(self, model: nn.Module, *args, **kwargs) -> torch.optim.Optimizer:
         """Ultralytics' optimizer; parameters of θ_s move into groups of their own with their learning rate."""
@@ -96,19 +134,10 @@ class StageTrainer(DetectionTrainer):
         return batch
 
     def optimizer_step(self) -> None:
-        """One step; old class rows are put back, because weight decay moves what has no gradient."""
-        if self._held:
-            for tensor, rows in self._held:
-                tensor.grad[: len(rows)] = 0
+        """One step in which held rows stand still."""
+        self._held.before_step()
         super().optimizer_step()
-        with torch.no_grad():
-            for tensor, rows in self._held:
-                tensor[: len(rows)] = rows
-
-    def _old_rows(self) -> list[tuple[Tensor, Tensor]]:
-        rows = [branch[-1] for branch in unwrap_model(self.model).model[-1].cv3]
-        tensors = [tensor for layer in rows for tensor in (layer.weight, layer.bias)]
-        return [(tensor, tensor.detach()[: self.plan.old_classes].clone()) for tensor in tensors]
+        self._held.after_step()
 
     def validate(self) -> tuple[dict, float]:
         """No validation inside a stage; a finite constant keeps the trainer's NaN recovery and checkpoints at work."""
@@ -126,23 +155,18 @@ class StageTrainer(DetectionTrainer):
             raise RuntimeError(f"epoch {self.epoch + 1}: {broken[0]} is not finite; a smaller train.lr0 may help")
         last = self.epoch + 1 >= self.epochs
         if self.steps_done >= (STEPS_UNTIL_MOVED if last else SURELY_MOVED):
-            self._refuse_dead_losses()
+            self._added.refuse_dead(self.steps_done)
         super().save_metrics(metrics)
 
-    def _refuse_dead_losses(self) -> None:
-        for name in self._switched_on():
-            if self.seen.get(name, 0.0) == 0.0:
-                raise RuntimeError(
-                    f"the {name} loss is switched on and stayed exactly zero for {self.steps_done} steps; "
-                    f"nothing of the model it holds on to has moved"
-                )
 
-    def _switched_on(self) -> list[str]:
-        plan = self.plan
-        return [name for name, on in (("distill", plan.distillation), ("dc", plan.directional)) if on is not None]
+def raw_outputs(model: nn.Module) -> None:
+    """Make a frozen network give raw outputs: its head as in training, BatchNorm and dropout as at inference."""
+    model.eval().requires_grad_(False)
+    for module in model.model[-1].modules():
+        module.training = not isinstance(module, (nn.BatchNorm2d, nn.Dropout))
 
 
-def report_progress(trainer: StageTrainer) -> None:
+def report_progress(trainer: StageTraining) -> None:
     """Trainer callback: tell the stage's progress function about a finished step."""
     trainer.steps_done += 1
     if trainer.plan.progress is not None and RANK in {-1, 0}:
@@ -157,37 +181,13 @@ def report_progress(trainer: StageTrainer) -> None:
         )
 
 
-def recolour(
-    images: Tensor,
-    own: DomainStatistics,
-    past: tuple[DomainStatistics, ...],
-    share: float,
-    generator: torch.Generator,
-) -> None:
-    """Give part of a batch the colour statistics of past domains, in place.
-
-    Args:
-        images: (B, 3, H, W), 0 to 1.
-        own: statistics of the domain the images are from.
-        past: statistics to draw from, one per image.
-        share: share of the batch, rounded down.
-        generator: of the choices.
-    """
-    count = int(len(images) * share)
-    chosen = torch.randperm(len(images), generator=generator)[:count]
-    domains = torch.randint(len(past), (count,), generator=generator)
-    own_mean, own_std = (images.new_tensor(values).view(3, 1, 1) for values in (own.mean, own.std))
-    for index, domain in zip(chosen.tolist(), domains.tolist()):
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (past[domain].mean, past[domain].std))
-        images[index] = ((images[index] - own_mean) / own_std * std + mean).clamp(0, 1)
-
-
 def run_stage(
-    model: nn.Module, plan: StagePlan, overrides: dict, threads: int
+    trainer_class: type[StageTraining], model: nn.Module, plan: StagePlan, overrides: dict, threads: int
 ) -> tuple[nn.Module, list[dict[str, float]], float]:
     """Train a copy-free stage.
 
     Args:
+        trainer_class: the family's trainer.
         model: Ultralytics detection model; its weights after the call are the last step's, not the average.
         plan: what the stage adds.
         overrides: settings of the Ultralytics trainer.
@@ -199,7 +199,7 @@ def run_stage(
     level = LOGGER.level
     LOGGER.setLevel(logging.WARNING)
     try:
-        trainer = StageTrainer(overrides=overrides)
+        trainer = trainer_class(overrides=overrides)
         trainer.add_callback("on_train_batch_end", report_progress)
         model.stage_plan = plan
         trainer.model = model
@@ -209,5 +209,57 @@ def run_stage(
         return trainer.ema.ema, trainer.history, time.perf_counter() - started
     finally:
         LOGGER.setLevel(level)
-        model.__dict__.pop("stage_plan", None)
-        model.criterion = None
+        _restore(model)
+
+
+def _restore(model: nn.Module) -> None:
+    """Take the stage's losses and plan off a network."""
+    stage_loss = model.__dict__.pop("loss", None)
+    if stage_loss is not None:
+        stage_loss.catch.remove()
+    model.__dict__.pop("stage_plan", None)
+    model.__dict__.pop("class_weights", None)
+    model.criterion = None
+
+
+def trainer_settings(request: StageRequest) -> dict:
+    """The Ultralytics trainer's settings for a stage."""
+    settings = request.train
+    later = request.teacher is not None and request.method.weight_decay is not None
+    return {
+        "model": "yolo11n.yaml",  # only a label: the network is handed over as a module
+        "data": str(request.data),
+        "epochs": request.epochs,
+        "batch": settings.batch,
+        "nbs": settings.batch,
+        "imgsz": settings.image_size,
+        "optimizer": settings.optimizer,
+        "lr0": settings.lr0,
+        "lrf": settings.lrf,
+        "cos_lr": settings.cos_lr,
+        "momentum": settings.momentum,
+        "weight_decay": request.method.weight_decay if later else settings.weight_decay,
+        "warmup_epochs": min(settings.warmup_epochs, request.epochs / 2),
+        "warmup_bias_lr": 0.0,
+        "mosaic": settings.mosaic,
+        "close_mosaic": settings.close_mosaic,
+        "fliplr": settings.fliplr,
+        "translate": settings.translate,
+        "scale": settings.scale,
+        "hsv_h": settings.hsv_h,
+        "hsv_s": settings.hsv_s,
+        "hsv_v": settings.hsv_v,
+        "device": settings.device,
+        "workers": settings.workers,
+        "amp": settings.amp,
+        "seed": request.seed,
+        "deterministic": True,
+        "project": str(request.folder.parent.resolve()),
+        "name": request.folder.name,
+        "exist_ok": True,
+        "plots": False,
+        "val": False,
+        "save": False,
+        "verbose": False,
+        "patience": 0,
+    }
