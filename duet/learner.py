@@ -22,14 +22,14 @@ from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import find_series
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
 from duet.detectors.base import Detector, DomainStatistics
-from duet.detectors.families import load_pretrained, restore_detector, store_detector
+from duet.detectors.families import load_pretrained, restore_detector, restore_tensors, store_detector, store_tensors
 from duet.errors import InputError
 from duet.evaluation.run import DomainScores, score_domain
 from duet.monitor import Monitor
 from duet.reference import ReferenceTrainer, score_references
 from duet.report.tables import indices_table, results_csv, stage_table
 from duet.results import results_document, stage_entry
-from duet.stage import StageInput, StageResult, first_stage, later_stage
+from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
 from duet.state import RunState, digest_of, read_json, write_atomic, write_json, write_text
 from duet.weights import weights_digest
 
@@ -145,6 +145,7 @@ class Learner:
         before = None
         if task > 1:
             before = restore_detector(self.state.stage_file(task - 2, "model")).state() if task > 2 else self.theta_0
+        fisher = weighs_by_fisher(self.config)
         shared = self.start.split(self.config.method.towers == "shared").shared
         return StageInput(
             task=task,
@@ -157,6 +158,7 @@ class Learner:
             base={key: self.theta_0[key] for key in shared},
             previous=previous,
             before_previous=before,
+            fisher=restore_tensors(self.state.stage_file(task - 1, "fisher")) if task > 1 and fisher else None,
         )
 
     def _close_stage(
@@ -178,6 +180,9 @@ class Learner:
             "examples": folder / "examples.json",
         }
         store_detector(result.detector, files["model"])
+        if result.fisher is not None:
+            files["fisher"] = folder / "fisher.safetensors"
+            store_tensors(result.fisher, files["fisher"])
         write_json(files["examples"], self._examples(scores))
         write_json(files["metrics"], {"stage": entry, "statistics": asdict(statistics)})
         shutil.rmtree(folder / "data", ignore_errors=True)

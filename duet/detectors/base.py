@@ -229,6 +229,17 @@ class Detector(ABC):
         """
 
     @abstractmethod
+    def squared_gradients(self, request: StageRequest) -> dict[str, Tensor]:
+        """Diagonal empirical Fisher information: the squared gradient of the detector's own loss, mean over images.
+
+        Every training image once, alone, without augmentation, with the running statistics of BatchNorm. The weights
+        do not change.
+
+        Returns:
+            Name → values ≥ 0 of the parameter's shape, for every trainable parameter.
+        """
+
+    @abstractmethod
     def predict(
         self, images: Sequence[Path], image_size: int, settings: EvaluationSettings
     ) -> Iterator[tuple[Path, Detections]]:

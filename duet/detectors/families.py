@@ -72,6 +72,21 @@ def restore_detector(path: Path) -> Detector:
     return detector
 
 
+def store_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name as safetensors."""
+    plain = {key: value.contiguous() for key, value in state.items()}
+    write_atomic(path, lambda temporary: save_file(plain, temporary))
+
+
+def restore_tensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name.
+
+    Raises:
+        InputError: when the file is damaged.
+    """
+    return _read(path)[1]
+
+
 def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as stream:

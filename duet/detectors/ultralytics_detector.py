@@ -18,7 +18,7 @@ from duet.config import EvaluationSettings, MethodSettings
 from duet.detectors.base import Detections, Detector, StageOutcome, StageRequest, StateSplit
 from duet.detectors.stage_plan import StagePlan, stage_plan
 from duet.detectors.ultralytics_predict import letterboxed, predict_images
-from duet.detectors.ultralytics_training import StageTraining, run_stage, trainer_settings
+from duet.detectors.ultralytics_training import StageTraining, run_stage, squared_gradients, trainer_settings
 
 
 class UltralyticsDetector(Detector):
@@ -117,6 +117,11 @@ class UltralyticsDetector(Detector):
         self.model.requires_grad_(True)
         self._image_size = request.train.image_size
         return StageOutcome(tuple(losses), seconds)
+
+    def squared_gradients(self, request: StageRequest) -> dict[str, Tensor]:
+        """Through the Ultralytics trainer's data and loss."""
+        threads = request.train.threads or os.cpu_count() or 1
+        return squared_gradients(self.trainer, self.clone().model, trainer_settings(request), threads)
 
     def predict(
         self, images: Sequence[Path], image_size: int, settings: EvaluationSettings

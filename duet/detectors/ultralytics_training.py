@@ -6,9 +6,10 @@ stands in one place each: the losses in ``StageLoss``, frozen parts and learning
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,20 @@ from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan
 # are rightly zero; after a few steps they cannot be.
 STEPS_UNTIL_MOVED = 4
 SURELY_MOVED = 50
+
+# Every image once and alone, as it is.
+ONE_BY_ONE = {
+    "batch": 1,
+    "nbs": 1,
+    "epochs": 1,
+    "mosaic": 0.0,
+    "fliplr": 0.0,
+    "translate": 0.0,
+    "scale": 0.0,
+    "hsv_h": 0.0,
+    "hsv_s": 0.0,
+    "hsv_v": 0.0,
+}
 
 
 class StageLoss:
@@ -196,20 +211,58 @@ def run_stage(
     Returns:
         The averaged (EMA) network, the mean losses of each epoch, and the seconds of the training loop.
     """
+    with _quiet():
+        try:
+            trainer = trainer_class(overrides=overrides)
+            trainer.add_callback("on_train_batch_end", report_progress)
+            model.stage_plan = plan
+            trainer.model = model
+            torch.set_num_threads(threads)
+            started = time.perf_counter()
+            trainer.train()
+            return trainer.ema.ema, trainer.history, time.perf_counter() - started
+        finally:
+            _restore(model)
+
+
+def squared_gradients(
+    trainer_class: type[StageTraining], model: nn.Module, overrides: dict, threads: int
+) -> dict[str, Tensor]:
+    """The squared gradient of the detector's own loss by parameter name, mean over the training images.
+
+    Args:
+        trainer_class: the family's trainer.
+        model: Ultralytics detection model; used up.
+        overrides: settings of the Ultralytics trainer; batch and augmentation are replaced.
+        threads: CPU threads.
+    """
+    with _quiet():
+        trainer = trainer_class(overrides={**overrides, **ONE_BY_ONE})
+        trainer.model = model
+        trainer._setup_train()
+        torch.set_num_threads(threads)
+        raw_outputs(model)
+        model.training = True  # for Ultralytics' loss, which asks the outermost module whether outputs are raw
+        model.requires_grad_(True)
+        named = dict(model.named_parameters())
+        sums = {name: torch.zeros_like(value) for name, value in named.items()}
+        for batch in trainer.train_loader:
+            model.zero_grad()
+            model(trainer.preprocess_batch(batch))[0].sum().backward()
+            for name, value in named.items():
+                if value.grad is not None:
+                    sums[name] += value.grad.square()
+    return {name: (value / len(trainer.train_loader)).cpu() for name, value in sums.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     level = LOGGER.level
     LOGGER.setLevel(logging.WARNING)
     try:
-        trainer = trainer_class(overrides=overrides)
-        trainer.add_callback("on_train_batch_end", report_progress)
-        model.stage_plan = plan
-        trainer.model = model
-        torch.set_num_threads(threads)
-        started = time.perf_counter()
-        trainer.train()
-        return trainer.ema.ema, trainer.history, time.perf_counter() - started
+        yield
     finally:
         LOGGER.setLevel(level)
-        _restore(model)
 
 
 def _restore(model: nn.Module) -> None:
