@@ -24,7 +24,8 @@ class StateSplit:
     """Which keys of a detector's state belong to what; every key is in exactly one of shared and task.
 
     Args:
-        shared: keys of θ_s (backbone and neck, on request the head's towers), parameters and buffers, in the order of the layers.
+        shared: keys of θ_s (backbone and neck; on request the head's towers too), parameters and buffers, in the order
+            of the layers.
         task: keys of θ_τ (the head).
         parameters: the keys, shared or task, that are trainable parameters.
     """

@@ -6,19 +6,24 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from duet.config import read_yaml
 from duet.detectors.base import Description, Detector
+from duet.detectors.fcos import FcosDetector
 from duet.detectors.rtdetr import RtdetrDetector
 from duet.detectors.ultralytics_checkpoint import build_architecture, open_checkpoint
 from duet.detectors.yolo import YoloDetector
-from duet.errors import InputError
+from duet.errors import InputError, nearest
 from duet.state import write_atomic
 from duet.weights import find_weights
 
-FAMILIES: dict[str, type[Detector]] = {"yolo": YoloDetector, "rtdetr": RtdetrDetector}
+ARCHITECTURES = Path(__file__).parent / "models"
+
+FAMILIES: dict[str, type[Detector]] = {"yolo": YoloDetector, "rtdetr": RtdetrDetector, "fcos": FcosDetector}
 
 
 def load_pretrained(name: str) -> Detector:
@@ -32,9 +37,39 @@ def load_pretrained(name: str) -> Detector:
         InputError: when the weights cannot be found or are of no known family.
     """
     if name.endswith((".yaml", ".yml")):
-        return build_architecture(name)
+        return _untrained(name)
     path = find_weights(name)
     return restore_detector(path) if path.suffix == ".safetensors" else open_checkpoint(path)
+
+
+def _untrained(name: str) -> Detector:
+    """A detector from a YAML file, one of ours or one of Ultralytics', with seeded random weights.
+
+    Under ``family`` the file names another family than Ultralytics' own; tensors that have the same name and shape in
+    the weights under ``start_from`` are taken from there.
+    """
+    own = ARCHITECTURES / name
+    path = own if own.is_file() else Path(name)
+    layout = read_yaml(path) if path.is_file() else {}
+    family = layout.get("family")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if family is None:
+            detector = build_architecture(str(path) if path.is_file() else name)
+        elif family in FAMILIES:
+            detector = FAMILIES[family].from_description(Description(family, ("object",), layout))
+        else:
+            raise InputError(f"{path}: unknown detector family '{family}'" + nearest(str(family), FAMILIES))
+    if "start_from" in layout:
+        detector.load_state(_overlaid(detector.state(), load_pretrained(layout["start_from"]).state(), path))
+    return detector
+
+
+def _overlaid(state: dict[str, Tensor], source: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    same = {key: value for key, value in source.items() if key in state and state[key].shape == value.shape}
+    if not same:
+        raise InputError(f"{path}: no tensor of the weights under 'start_from' fits")
+    return {**state, **same}
 
 
 def store_detector(detector: Detector, path: Path) -> None:

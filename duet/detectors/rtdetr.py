@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,16 +46,6 @@ class RtdetrDetector(UltralyticsDetector):
         detector.model.names = dict(enumerate(description.classes))
         detector._image_size = layout.get("image_size")
         return detector
-
-    def grown(self, new_classes: Sequence[str], seed: int, head: str) -> RtdetrDetector:
-        """Append class rows.
-
-        Raises:
-            InputError: for parallel heads, which would need a decoder per task.
-        """
-        if head != "rows":
-            raise InputError(f"method.head: {head} is not available for RT-DETR; it has rows")
-        return super().grown(new_classes, seed, head)
 
     def describe(self) -> Description:
         """Architecture and classes."""

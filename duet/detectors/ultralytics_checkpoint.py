@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, torch_safe_load, yaml_model_load
 
@@ -12,8 +11,6 @@ from duet.detectors.rtdetr import RtdetrDetector
 from duet.detectors.ultralytics_detector import UltralyticsDetector
 from duet.detectors.yolo import YoloDetector
 from duet.errors import InputError
-
-ARCHITECTURES = Path(__file__).parent / "models"
 
 
 def open_checkpoint(path: Path) -> UltralyticsDetector:
@@ -36,23 +33,19 @@ def open_checkpoint(path: Path) -> UltralyticsDetector:
     return _wrap(model)
 
 
-def build_architecture(name: str, seed: int = 0) -> UltralyticsDetector:
+def build_architecture(name: str) -> UltralyticsDetector:
     """A network with random weights.
 
     Args:
-        name: a YAML file, or the name of one of ours or Ultralytics', such as ``rtdetr-l.yaml``.
-        seed: of the weights.
+        name: a YAML file, or the name of one of Ultralytics', such as ``rtdetr-l.yaml``.
 
     Raises:
         InputError: when there is no such file or it describes no detector.
     """
-    own = ARCHITECTURES / name
     try:
-        layout = yaml_model_load(str(own if own.is_file() else name))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            is_rtdetr = layout["head"][-1][2] == RTDETRDecoder.__name__
-            model = (RTDETRDetectionModel if is_rtdetr else DetectionModel)(layout, verbose=False)
+        layout = yaml_model_load(name)
+        is_rtdetr = layout["head"][-1][2] == RTDETRDecoder.__name__
+        model = (RTDETRDetectionModel if is_rtdetr else DetectionModel)(layout, verbose=False)
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such architecture file") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

@@ -106,8 +106,8 @@ class YoloDetector(UltralyticsDetector):
             branch[-1] = _wider_row(branch[-1], count, keep, stride, generator)
         head.nc, head.no = count, count + 4 * head.reg_max
 
-    def _frozen(self, method: MethodSettings, head_only: bool, body: tuple[str, ...]) -> tuple[str, ...]:
-        frozen = super()._frozen(method, head_only, body)
+    def _frozen(self, method: MethodSettings, head_only: bool) -> tuple[str, ...]:
+        frozen = super()._frozen(method, head_only)
         if isinstance(self.head, ParallelDetect):
             frozen += tuple(f"{self.head_prefix}heads.{index}." for index in range(len(self.head.heads) - 1))
         return frozen

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 # The gains of RT-DETR's own matching cost and loss (Zhao et al., CVPR 2024).
 CLASS_COST, BOX_GAIN, GIOU_GAIN = 2.0, 5.0, 2.0
+TINY = 1e-9  # area, far below that of a pixel
 
 
 @torch.no_grad()
@@ -90,5 +91,5 @@ def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
     overlap = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0).prod(-1)
     union = boxes[..., 2:].prod(-1) + others[..., 2:].prod(-1) - overlap
     hull = (torch.maximum(high, other_high) - torch.minimum(low, other_low)).prod(-1)
-    tiny = torch.finfo(boxes.dtype).tiny
-    return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+    # A box without area is equal to itself, too.
+    return (overlap + TINY) / (union + TINY) - (hull - union) / (hull + TINY)
