@@ -13,7 +13,8 @@ import cv2
 
 from duet.datasets.domains import SHIFTS, apply_shift
 from duet.datasets.images import LabelledImage
-from duet.datasets.scenes import SceneSettings, write_scenes
+from duet.datasets.scene_folder import write_scenes
+from duet.datasets.scenes import SceneSettings
 from duet.datasets.series_file import DomainSection, SeriesFile, SplitSection
 from duet.datasets.yolo import read_class_names, read_split
 from duet.errors import InputError, nearest
