@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from duet.errors import InputError
+from duet.evaluate_command import evaluate
 from duet.merge_command import merge
 
 app = typer.Typer(
@@ -96,6 +97,7 @@ def weights(
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(path)}")
 
 
+app.command(name="evaluate")(evaluate)
 app.command(name="merge")(merge)
 
 

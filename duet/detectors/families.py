@@ -57,12 +57,19 @@ def _untrained(name: str) -> Detector:
         if family is None:
             detector = build_architecture(str(path) if path.is_file() else name)
         elif family in FAMILIES:
-            detector = FAMILIES[family].from_description(Description(family, ("object",), layout))
+            detector = _described(FAMILIES[family], Description(family, ("object",), layout), path)
         else:
             raise InputError(f"{path}: unknown detector family '{family}'" + nearest(str(family), FAMILIES))
     if "start_from" in layout:
         detector.load_state(_overlaid(detector.state(), load_pretrained(layout["start_from"]).state(), path))
     return detector
+
+
+def _described(family: type[Detector], description: Description, path: Path) -> Detector:
+    try:
+        return family.from_description(description)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: does not describe a detector ({type(error).__name__}: {error})") from error
 
 
 def _overlaid(state: dict[str, Tensor], source: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
