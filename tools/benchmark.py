@@ -1,4 +1,4 @@
-"""Measure speed as ratios within one run: ``benchmark.py train``.
+"""Measure speed as ratios within one run: ``benchmark.py train``, ``benchmark.py merge``.
 
 Absolute times depend on the machine and what else it does; the variants are run in turn, several times, and the
 medians of their ratios are printed.
@@ -16,6 +16,7 @@ from typing import Annotated
 
 import torch
 import typer
+from benchmark_merge import merge
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,6 +34,9 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 @app.callback()
 def _root() -> None:
     """Benchmarks of the library."""
+
+
+app.command()(merge)
 
 
 @app.command()
