@@ -1,13 +1,12 @@
 """`duet merge` on small files: what it writes, prints and refuses."""
 
 import json
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from duet.cli import _repeated, main
+from duet.cli import _repeated
 from duet.merge_command import METHOD_NAMES
 from merging import METHODS
 
@@ -23,16 +22,8 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def run(files, monkeypatch, capsys):
-    def call(*arguments):
-        spelled = [str(files / item) if item.endswith((".safetensors", ".png")) else item for item in arguments]
-        monkeypatch.setattr(sys, "argv", ["duet", "merge", *spelled])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return call
+def run(files, merge_command):
+    return merge_command
 
 
 def merge_arguments(method, *rest, out="out.safetensors"):
