@@ -14,6 +14,7 @@ from rich.console import Console
 
 from duet.errors import InputError
 from duet.evaluate_command import evaluate
+from duet.inspect_command import inspect
 from duet.merge_command import merge
 
 app = typer.Typer(
@@ -98,6 +99,7 @@ def weights(
 
 
 app.command(name="evaluate")(evaluate)
+app.command(name="inspect")(inspect)
 app.command(name="merge")(merge)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from duet.detectors.yolo import YoloDetector
 from duet.errors import InputError, nearest
 from duet.state import write_atomic
 from duet.weights import find_weights
+
+BEFORE = "before."  # prefix of the tensors of the model before a stored one
 
 ARCHITECTURES = Path(__file__).parent / "models"
 
@@ -79,8 +82,35 @@ def _overlaid(state: dict[str, Tensor], source: Mapping[str, Tensor], path: Path
     return {**state, **same}
 
 
-def store_detector(detector: Detector, path: Path) -> None:
-    """Write a detector as safetensors; its description stands in the file's metadata."""
+@dataclass(frozen=True)
+class Stored:
+    """The content of a stored detector.
+
+    Args:
+        header: the file's metadata.
+        state: the detector's tensors.
+        before: tensors of the model before it, where they were stored.
+    """
+
+    header: Mapping[str, str]
+    state: dict[str, Tensor]
+    before: dict[str, Tensor]
+
+
+def store_detector(
+    detector: Detector,
+    path: Path,
+    before: Mapping[str, Tensor] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a detector as safetensors; its description stands in the file's metadata.
+
+    Args:
+        detector: the detector.
+        path: the file.
+        before: tensors of the model before it, kept beside its own.
+        notes: further entries of the metadata.
+    """
     description = detector.describe()
     header = {
         "format": "duet-detector-1",
@@ -93,7 +123,8 @@ def store_detector(detector: Detector, path: Path) -> None:
         ),
     }
     state = {key: value.contiguous() for key, value in detector.state().items()}
-    write_atomic(path, lambda temporary: save_file(state, temporary, metadata=header))
+    state.update({f"{BEFORE}{key}": value.contiguous() for key, value in (before or {}).items()})
+    write_atomic(path, lambda temporary: save_file(state, temporary, metadata={**(notes or {}), **header}))
 
 
 def restore_detector(path: Path) -> Detector:
@@ -102,16 +133,33 @@ def restore_detector(path: Path) -> Detector:
     Raises:
         InputError: when the file is damaged or of another format.
     """
-    header, state = _read(path)
+    stored = read_stored(path)
+    try:
+        values = json.loads(stored.header["description"])
+        description = Description(values["family"], tuple(values["classes"]), values["architecture"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, its description cannot be read") from error
+    if description.family not in FAMILIES:
+        raise InputError(f"{path}: unknown detector family '{description.family}'")
+    detector = _described(FAMILIES[description.family], description, path)
+    try:
+        detector.load_state(stored.state)
+    except ValueError as error:
+        raise InputError(f"{path}: damaged, its tensors do not fit its description ({error})") from error
+    return detector
+
+
+def read_stored(path: Path) -> Stored:
+    """Read what ``store_detector`` wrote, without building the detector.
+
+    Raises:
+        InputError: when the file is damaged or of another format.
+    """
+    header, tensors = _read(path)
     if header.get("format") != "duet-detector-1":
         raise InputError(f"{path}: not a stored detector")
-    values = json.loads(header["description"])
-    if values["family"] not in FAMILIES:
-        raise InputError(f"{path}: unknown detector family '{values['family']}'")
-    description = Description(values["family"], tuple(values["classes"]), values["architecture"])
-    detector = FAMILIES[description.family].from_description(description)
-    detector.load_state(state)
-    return detector
+    before = {key.removeprefix(BEFORE): value for key, value in tensors.items() if key.startswith(BEFORE)}
+    return Stored(header, {key: value for key, value in tensors.items() if not key.startswith(BEFORE)}, before)
 
 
 def store_tensors(state: Mapping[str, Tensor], path: Path) -> None:
