@@ -57,7 +57,7 @@ class Learner:
         self.start = load_pretrained(config.detector)
         self.theta_0 = self.start.state()
         self.start_digest = weights_digest(self.theta_0)
-        self.tests = {name: self.domains[name].test() for name in self.series.domains}
+        self.tests = {name: self.domains[name].test() for name in self.series.test_domains}
         fingerprint = digest_of(
             [config.model_dump(mode="json", exclude={"root"}), self.source.identity(), self.start_digest]
         )
@@ -216,7 +216,7 @@ class Learner:
 
     def _scores(self, detector: Detector, title: str) -> dict[str, DomainScores]:
         scores = {}
-        for name in self.series.domains:
+        for name in self.series.test_domains:
             self.monitor.begin(f"{title}: {name}", len(self.tests[name]))
             scores[name] = score_domain(
                 detector,
@@ -321,5 +321,5 @@ class Learner:
 
     def _write_progress(self, what: str, done: int, total: int) -> None:
         if done == 1:
-            self.monitor.begin(f"write {what}", total)
+            self.monitor.begin(what, total)
         self.monitor.advance(done)
