@@ -95,6 +95,8 @@ def _folder_domain(name: str, source: SeriesFile, progress: Progress | None) -> 
     section, files = source.section.domains[name], source.domain(name)
     if section.shift is not None and section.shift not in SHIFTS:
         raise InputError(f"{source.path}: unknown shift '{section.shift}'" + nearest(section.shift, SHIFTS))
+    if name in source.series.domains and not files.train:
+        raise InputError(f"{source.path}: domains.{name}: key 'train' is missing, a task trains there")
     _refuse_unnamed_classes(name, source, files)
 
     def read(parts: Sequence[Source]) -> tuple[LabelledImage, ...]:

@@ -28,7 +28,10 @@ class ScenesSection(Section):
 
 
 class SplitSection(Section):
-    """The images and labels of one split, or of a part of it; paths are relative to the series' root."""
+    """The images and labels of one split, or of a part of it; paths are relative to the series' root.
+
+    ``{folder: F, split: S}`` stands for F/JPEGImages, F/Annotations and F/ImageSets/Main/S.txt.
+    """
 
     images: str
     labels: Annotated[str, Field(description="folder of label files; for coco the JSON file")]
@@ -36,8 +39,19 @@ class SplitSection(Section):
     count: Annotated[int | None, Field(ge=1, description="how many images the data set's authors give")] = None
 
 
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, Mapping) else value
+def _parts(value: Any) -> Any:
+    """One part or several, each written out: ``folder`` and ``split`` stand for the places of the VOC layout."""
+    parts = (value,) if isinstance(value, Mapping) else value
+    return tuple(_written_out(part) for part in parts) if isinstance(parts, list | tuple) else parts
+
+
+def _written_out(part: Any) -> Any:
+    if not isinstance(part, Mapping) or "folder" not in part:
+        return part
+    rest = {key: value for key, value in part.items() if key not in ("folder", "split")}
+    folder, split = part["folder"], part.get("split")
+    listed = {"list": f"{folder}/ImageSets/Main/{split}.txt"} if split else {}
+    return {"images": f"{folder}/JPEGImages", "labels": f"{folder}/Annotations", **listed, **rest}
 
 
 def _file_or_names(value: Any) -> Any:
@@ -48,7 +62,7 @@ def _file_or_names(value: Any) -> Any:
     raise ValueError("expected a file with one class name per line, or a list of names (in quotes if they are numbers)")
 
 
-Splits = Annotated[tuple[SplitSection, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+Splits = Annotated[tuple[SplitSection, ...], BeforeValidator(_parts), Field(min_length=1)]
 
 
 class DomainSection(Section):
