@@ -18,6 +18,7 @@ import yaml
 
 from duet.config import RunConfig
 from duet.datasets.domain import content_digest, open_domains
+from duet.datasets.faults import not_of_the_task
 from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import find_series
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
@@ -287,10 +288,7 @@ class Learner:
                 for image in images:
                     for label, line in zip(image.labels, image.lines):
                         if label not in wanted:
-                            raise InputError(
-                                f"{line}: class '{label}' is not among the task's classes ({', '.join(task.classes)}); "
-                                "other_labels: drop in the series would leave it out"
-                            )
+                            raise InputError(f"{line}: {not_of_the_task(label, task.classes)}")
 
     def _planned_steps(self, digests: Mapping[str, str]) -> int:
         """Training steps that are still to do, references included."""

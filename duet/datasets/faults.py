@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -64,3 +64,9 @@ class FaultList:
     def faults(self) -> tuple[Fault, ...]:
         """What was found."""
         return tuple(self._faults)
+
+
+def not_of_the_task(label: str, classes: Sequence[str]) -> str:
+    """The words that refuse a label of another class in a task's training images."""
+    names = ", ".join(classes)
+    return f"class '{label}' is not among the task's classes ({names}); other_labels: drop in the series leaves it out"

@@ -82,16 +82,25 @@ def read_source(source: Source, progress: Progress | None = None) -> tuple[Label
         return kept.labelled_images(source, reader.images)
 
 
-def read_and_report(source: Source, report: Report) -> list[tuple[LabelledImage, PictureFacts]]:
+def read_and_report(
+    source: Source, report: Report, progress: Progress | None = None
+) -> list[tuple[LabelledImage, PictureFacts]]:
     """The readable images of a split with what their headers say; every fault is reported, nothing is kept.
+
+    Args:
+        source: where they lie.
+        report: takes every fault; what is faulty is left out.
+        progress: called with images read and images in all.
 
     Raises:
         InputError: when folders or files of the source itself are not there.
     """
     reader = open_reader(source, report)
     found = []
-    for name in reader.images:
+    for done, name in enumerate(reader.images, start=1):
         path = source.images / name
+        if progress:
+            progress(done, len(reader.images))
         try:
             facts = picture_facts(path)
         except InputError as error:
@@ -125,7 +134,9 @@ class _FileReader:
         self._report_unpaired(stems, present, report)
         self._files = {name: f"{self._folder}{stem}{self._suffix}" for name, stem in stems.items()}
         self._data = {
-            name: _bytes(self._files[name]) for name, stem in stems.items() if f"{stem}{self._suffix}" in present
+            name: _bytes(self._files[name], report)
+            for name, stem in stems.items()
+            if f"{stem}{self._suffix}" in present
         }
 
     def digest(self) -> str:
@@ -137,9 +148,10 @@ class _FileReader:
         return key.hexdigest()
 
     def rows(self, image: str, size_hw: tuple[int, int], report: Report) -> list[Row]:
-        if image not in self._data:
+        data = self._data.get(image)
+        if data is None:
             return []
-        return self._parse(self._data[image], self._files[image], size_hw, self._source, report)
+        return self._parse(data, self._files[image], size_hw, self._source, report)
 
     def _report_unpaired(self, stems: dict[str, str], present: set[str], report: Report) -> None:
         """Images without their XML, and label files without an image where the whole folder is taken."""
@@ -161,7 +173,7 @@ class _JsonReader:
 
     def __init__(self, source: Source, report: Report) -> None:
         self._source = source
-        self._data = _bytes(str(source.labels))
+        self._data = _bytes(str(source.labels), refuse)
         self._file = CocoFile(self._data, source.labels, report)
         folder_names(source.images, "image")
         there = [name for name in self._file.images if (source.images / name).is_file()]
@@ -251,12 +263,13 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _bytes(path: str) -> bytes:
+def _bytes(path: str, report: Report) -> bytes | None:
     try:
         with open(path, "rb", buffering=0) as stream:
             return stream.read()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        report(Fault(Level.ERROR, path, f"cannot be read ({error.strerror})"))
+        return None
 
 
 def _settings_digest(source: Source) -> hashlib._Hash:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import yaml
 
+from duet.datasets.faults import not_of_the_task
 from duet.datasets.images import LabelledImage
 from duet.datasets.pictures import ends_as_jpeg_should, read_bgr
 from duet.detectors.base import DomainStatistics
@@ -70,10 +71,7 @@ def write_training_set(
         kept = [position for position, name in enumerate(image.labels) if name in wanted]
         if len(kept) < len(image.labels) and other_labels == "error":
             stray = next(position for position, name in enumerate(image.labels) if name not in wanted)
-            raise InputError(
-                f"{image.lines[stray]}: class '{image.labels[stray]}' is not among the task's classes "
-                f"({', '.join(labelled)}); other_labels: drop in the series would leave it out"
-            )
+            raise InputError(f"{image.lines[stray]}: {not_of_the_task(image.labels[stray], labelled)}")
         dropped_boxes += len(image.labels) - len(kept)
         if not kept and unlabelled_images == "drop":
             dropped_images += 1
