@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from duet.data_command import data
 from duet.errors import InputError
 from duet.merge_command import merge
 
@@ -87,6 +88,7 @@ def weights(name: Annotated[str, typer.Argument(help="Name in weights/manifest.y
 
 
 app.command(name="merge")(merge)
+app.add_typer(data, name="data")
 
 
 @app.command()

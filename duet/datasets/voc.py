@@ -111,7 +111,7 @@ def _box(item: ElementTree.Element, where: str, report: Report) -> Box | None:
         found = ", ".join(f"{edge} {values.get(edge)!r}" for edge in _EDGES)
         report(Fault(Level.ERROR, where, f"expected four numbers, found {found}"))
         return None
-    if left > right or top > bottom:
+    if left - 1 >= right or top - 1 >= bottom:  # so that a part of a pixel can be written too
         found = ", ".join(f"{edge} {values[edge]}" for edge in _EDGES)
         report(Fault(Level.ERROR, where, f"expected xmin ≤ xmax and ymin ≤ ymax, found {found}"))
         return None
