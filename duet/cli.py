@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from duet.data_command import data
 from duet.errors import InputError
 from duet.evaluate_command import evaluate
 from duet.inspect_command import inspect
@@ -101,6 +102,7 @@ def weights(
 app.command(name="evaluate")(evaluate)
 app.command(name="inspect")(inspect)
 app.command(name="merge")(merge)
+app.add_typer(data, name="data")
 
 
 @app.command()

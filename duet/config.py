@@ -130,6 +130,9 @@ class EvaluationSettings(Section):
     confidence: Share = 0.001
     iou: Annotated[float, Field(gt=0, le=1, description="non-maximum suppression")] = 0.7
     max_detections: Annotated[int, Field(ge=1)] = 300
+    drop_images_without_class: Annotated[
+        bool, Field(description="score a slice only on test images that have one of its classes; COCO takes all")
+    ] = False
     evaluator: Literal["faster-coco-eval", "pycocotools"] = "faster-coco-eval"
 
 

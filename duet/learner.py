@@ -20,6 +20,7 @@ from torch import Tensor
 from duet.artefact import Artefact, artefact_is_whole, record_of_run, write_artefact
 from duet.config import RunConfig
 from duet.datasets.domain import content_digest, open_domains
+from duet.datasets.faults import not_of_the_task
 from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import find_series
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
@@ -59,7 +60,7 @@ class Learner:
         self.start = load_pretrained(config.detector)
         self.theta_0 = self.start.state()
         self.start_digest = weights_digest(self.theta_0)
-        self.tests = {name: self.domains[name].test() for name in self.series.domains}
+        self.tests = {name: self.domains[name].test() for name in self.series.test_domains}
         fingerprint = digest_of(
             [config.model_dump(mode="json", exclude={"root"}), self.source.identity(), self.start_digest]
         )
@@ -236,7 +237,7 @@ class Learner:
 
     def _scores(self, detector: Detector, title: str) -> dict[str, DomainScores]:
         scores = {}
-        for name in self.series.domains:
+        for name in self.series.test_domains:
             self.monitor.begin(f"{title}: {name}", len(self.tests[name]))
             scores[name] = score_domain(
                 detector,
@@ -307,10 +308,7 @@ class Learner:
                 for image in images:
                     for label, line in zip(image.labels, image.lines):
                         if label not in wanted:
-                            raise InputError(
-                                f"{line}: class '{label}' is not among the task's classes ({', '.join(task.classes)}); "
-                                "other_labels: drop in the series would leave it out"
-                            )
+                            raise InputError(f"{line}: {not_of_the_task(label, task.classes)}")
 
     def _planned_steps(self, digests: Mapping[str, str]) -> int:
         """Training steps that are still to do, references included."""
@@ -341,5 +339,5 @@ class Learner:
 
     def _write_progress(self, what: str, done: int, total: int) -> None:
         if done == 1:
-            self.monitor.begin(f"write {what}", total)
+            self.monitor.begin(what, total)
         self.monitor.advance(done)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from duet.config import MethodSettings, RunConfig, TrainSettings, overlay, read_yaml, validate
+from duet.config import EvaluationSettings, MethodSettings, RunConfig, TrainSettings, overlay, read_yaml, validate
 from duet.datasets.series_file import find_series
 from duet.errors import InputError
 from duet.methods import method_settings
@@ -35,7 +35,9 @@ def resolve_config(
     root = Path(values["root"]) if isinstance(values.get("root"), str) else None
     section = find_series(values.get("series", "demo"), root).section
     validate(TrainSettings, section.train, f"series '{section.name}', train")
-    values["train"] = overlay(section.train, _mapping(values.get("train", {}), "train", source))
+    validate(EvaluationSettings, section.evaluation, f"series '{section.name}', evaluation")
+    for key in ("train", "evaluation"):
+        values[key] = overlay(getattr(section, key), _mapping(values.get(key, {}), key, source))
     named = _mapping(values.pop("method", {}), "method", source)
     settings = method_settings(str(named.get("name", "duet"))).model_dump()
     values["method"] = overlay(_for_merger(settings, named.get("merge")), named)

@@ -53,9 +53,9 @@ def grid_cells(series: Series, scores: Mapping[str, DomainScores]) -> list[dict[
 
 
 def class_cells(series: Series, scores: Mapping[str, DomainScores]) -> list[dict[str, Any]]:
-    """Average precision of each class in each domain."""
+    """Average precision of each class in each domain, over all its test images."""
     cells = []
-    for domain in series.domains:
+    for domain in series.test_domains:
         for name in series.classes:
             value = scores[domain].classes[name]
             cells.append(

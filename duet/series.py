@@ -7,7 +7,7 @@ outputs or into a label file never leaves the module that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -18,6 +18,7 @@ class Role(str, Enum):
     NEW = "new"
     OLD = "old"
     UNSEEN = "unseen"
+    EXTRA = "extra"  # a domain that no task uses; it enters no index
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Series:
     Args:
         name: name of the series.
         tasks: the tasks in training order.
+        evaluated_only: further domains, with the classes that are labelled in them.
 
     Raises:
         ValueError: when there is no task, two tasks share a class, or two tasks share a domain.
@@ -91,6 +93,7 @@ class Series:
 
     name: str
     tasks: tuple[Task, ...]
+    evaluated_only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     classes: tuple[str, ...] = field(init=False)
     domains: tuple[str, ...] = field(init=False)
 
@@ -116,6 +119,11 @@ class Series:
     def __len__(self) -> int:
         return len(self.tasks)
 
+    @property
+    def test_domains(self) -> tuple[str, ...]:
+        """Every domain that is evaluated: those of the tasks, then those that are only evaluated."""
+        return (*self.domains, *self.evaluated_only)
+
     def classes_until(self, number: int) -> tuple[str, ...]:
         """Class names of tasks 1 to ``number`` (1-based), in the order in which they were learned."""
         return tuple(name for task in self.tasks[:number] for name in task.classes)
@@ -125,7 +133,8 @@ class Series:
 
         Without an override this is Table S1's rule, which its four experiments follow: new is D_t[C_t]; old is
         D_i[C_i] for every i < t; unseen, from t = 2 on, is D_1[C_2] and D_i[C_1 … C_(i-1)] for 2 ≤ i ≤ t. A class
-        that is learned later than task t is never scored.
+        that is learned later than task t is never scored. An extra slice follows for every domain that is only
+        evaluated: its classes that were learned until task t; an override replaces these too.
 
         Raises:
             IndexError: when there is no such task.
@@ -159,13 +168,20 @@ class Series:
                 RoleSlice(Role.UNSEEN, Slice(task.domain, self.classes_until(position)))
                 for position, task in enumerate(tasks[1:], start=1)
             ]
-        return (new, *old, *unseen)
+        return (new, *old, *unseen, *self._extra(number))
+
+    def _extra(self, number: int) -> list[RoleSlice]:
+        learned = {
+            domain: tuple(name for name in self.classes_until(number) if name in labelled)
+            for domain, labelled in self.evaluated_only.items()
+        }
+        return [RoleSlice(Role.EXTRA, Slice(domain, classes)) for domain, classes in learned.items() if classes]
 
     def _refuse_unknown(self, number: int) -> None:
         for item in self.slices(number):
             where = f"series '{self.name}', task {number}, slice {item.slice.label}"
-            if item.slice.domain not in self.domains:
-                raise ValueError(f"{where}: expected a domain of {list(self.domains)}")
+            if item.slice.domain not in self.test_domains:
+                raise ValueError(f"{where}: expected a domain of {list(self.test_domains)}")
             unknown = [name for name in item.slice.classes if name not in self.classes]
             if unknown:
                 raise ValueError(f"{where}: class '{unknown[0]}' is in no task of the series")

@@ -23,7 +23,7 @@ def shared_cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def cache(shared_cache, monkeypatch) -> Path:
     monkeypatch.setenv("DUET_CACHE", str(shared_cache))
     return shared_cache

@@ -6,18 +6,19 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
-import cv2
-
-from duet.datasets.domains import SHIFTS, apply_shift
+from duet.datasets.domains import SHIFTS
 from duet.datasets.glyphs import GlyphSettings
 from duet.datasets.images import LabelledImage
+from duet.datasets.index import read_source
 from duet.datasets.scene_folder import SceneSource, write_scenes
 from duet.datasets.scenes import SceneSettings
-from duet.datasets.series_file import DomainSection, SeriesFile, SplitSection
-from duet.datasets.yolo import read_class_names, read_split
+from duet.datasets.series_file import DomainFiles, DomainSection, SeriesFile
+from duet.datasets.shifted import Shift, draw_shifted, shifted_images
+from duet.datasets.source import Source
+from duet.datasets.yolo import read_class_names
 from duet.errors import InputError, nearest
 from duet.paths import cache_folder
 from duet.state import digest_of
@@ -33,7 +34,8 @@ class Domain:
 
     Args:
         name: name of the domain.
-        train: how to read the training split.
+        train: how to read the training split, without the boxes that are not trained with: crowds, and those marked
+            difficult unless the series says otherwise.
         test: how to read the test split.
     """
 
@@ -54,18 +56,7 @@ def open_domains(source: SeriesFile, progress: Progress | None = None) -> dict[s
     """
     if source.generated:
         return _generated_domains(source, progress)
-    domains = {}
-    for name in source.series.domains:
-        section = source.section.domains[name]
-        if section.shift is not None and section.shift not in SHIFTS:
-            raise InputError(f"{source.path}: unknown shift '{section.shift}'" + nearest(section.shift, SHIFTS))
-        names = read_class_names(source.root / section.classes)
-        own = next(task.classes for task in source.series.tasks if task.domain == name)
-        missing = [label for label in own if label not in names]
-        if missing:
-            raise InputError(f"{source.root / section.classes}: class '{missing[0]}' of the task is not named there")
-        domains[name] = _folder_domain(name, source.root, section, names, progress)
-    return domains
+    return {name: _folder_domain(name, source, progress) for name in source.series.test_domains}
 
 
 def content_digest(images: Sequence[LabelledImage]) -> str:
@@ -74,6 +65,8 @@ def content_digest(images: Sequence[LabelledImage]) -> str:
     for image in images:
         digest.update(image.path.read_bytes())
         digest.update(repr((image.labels, image.boxes_xyxy.round(3).tolist())).encode())
+        if image.ignored.any():
+            digest.update(repr((image.difficult.tolist(), image.crowd.tolist())).encode())
     return digest.hexdigest()
 
 
@@ -85,7 +78,7 @@ def _generated_domains(source: SeriesFile, progress: Progress | None) -> dict[st
         unknown = [name for name in task.classes if name not in settings.class_names]
         if unknown:
             raise InputError(f"{source.path}: class '{unknown[0]}' is not among {', '.join(settings.class_names)}")
-    report = (lambda done, total: progress("scenes", done, total)) if progress else None
+    report = (lambda done, total: progress("write scenes", done, total)) if progress else None
     root = write_scenes(cache_folder() / "scenes", settings, report)
     return {name: _scene_domain(name, root / name) for name in source.series.domains}
 
@@ -102,55 +95,56 @@ def _scene_settings(source: SeriesFile) -> SceneSource:
 
 def _scene_domain(name: str, folder: Path) -> Domain:
     names = read_class_names(folder / "classes.txt")
-    return Domain(
-        name,
-        lambda: read_split(folder / "train" / "images", folder / "train" / "labels", names),
-        lambda: read_split(folder / "test" / "images", folder / "test" / "labels", names),
+    train, test = (
+        Source("yolo", folder / split / "images", folder / split / "labels", names) for split in ("train", "test")
     )
+    return Domain(name, lambda: read_source(train), lambda: read_source(test))
 
 
-def _folder_domain(
-    name: str, root: Path, section: DomainSection, names: tuple[str, ...], progress: Progress | None
-) -> Domain:
-    def reader(split: SplitSection) -> Callable[[], tuple[LabelledImage, ...]]:
-        listed = root / split.list if split.list else None
+def _folder_domain(name: str, source: SeriesFile, progress: Progress | None) -> Domain:
+    section, files = source.section.domains[name], source.domain(name)
+    if section.shift is not None and section.shift not in SHIFTS:
+        raise InputError(f"{source.path}: unknown shift '{section.shift}'" + nearest(section.shift, SHIFTS))
+    if name in source.series.domains and not files.train:
+        raise InputError(f"{source.path}: domains.{name}: key 'train' is missing, a task trains there")
+    _refuse_unnamed_classes(name, source, files)
 
-        def read() -> tuple[LabelledImage, ...]:
-            images = read_split(root / split.images, root / split.labels, names, listed)
-            return images if section.shift is None else _shifted(images, name, section, progress)
+    def read(parts: Sequence[Source]) -> tuple[LabelledImage, ...]:
+        report = (lambda done, total: progress(f"index {name}", done, total)) if progress else None
+        images = tuple(image for part in parts for image in read_source(part, report))
+        return images if section.shift is None else _shifted(images, name, section, progress)
 
-        return read
+    def train() -> tuple[LabelledImage, ...]:
+        if not files.train:
+            raise InputError(f"{source.path}: domains.{name}: key 'train' is missing, the domain is only evaluated")
+        left_out = "crowd" if section.difficult == "train" else "ignored"
+        return tuple(image.chosen(~getattr(image, left_out)) for image in read(files.train))
 
-    return Domain(name, reader(section.train), reader(section.test))
+    return Domain(name, train, lambda: read(files.test))
+
+
+def _refuse_unnamed_classes(name: str, source: SeriesFile, files: DomainFiles) -> None:
+    for task in source.series.tasks:
+        missing = [label for label in task.classes if task.domain == name and label not in files.classes]
+        if missing:
+            classes = source.section.domains[name].classes
+            where = source.root / classes if isinstance(classes, str) else f"{source.path}: domains.{name}"
+            raise InputError(f"{where}: class '{missing[0]}' of the task is not named there")
 
 
 def _shifted(
     images: tuple[LabelledImage, ...], name: str, section: DomainSection, progress: Progress | None
 ) -> tuple[LabelledImage, ...]:
-    """The same images drawn in a domain shift, kept in the cache as JPEG."""
-    settings = (section.shift, section.shift_seed, section.shift_strength)
-    key = digest_of([settings, [(str(image.path.resolve()), image.path.stat().st_size) for image in images]])
-    folder = cache_folder() / "domains" / f"{name}-{section.shift}-{key[:12]}"
-    targets = [folder / f"{image.path.stem}.jpg" for image in images]
+    """The same images drawn in a domain shift, kept in the cache."""
+    shift = Shift(section.shift, section.shift_seed, section.shift_strength)
+    found = [(str(image.path.resolve()), image.path.stat()) for image in images]
+    key = digest_of([astuple(shift), [(path, facts.st_size, facts.st_mtime_ns) for path, facts in found]])
+    folder = cache_folder() / "domains" / f"{name}-{shift.name}-{key[:12]}"
     if not folder.is_dir():
         part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        for done, (image, target) in enumerate(zip(images, targets), start=1):
-            _draw(image, part / target.name, section)
-            if progress:
-                progress(f"{name}: {section.shift}", done, len(images))
+        report = (lambda done, total: progress(f"draw {name}: {shift.name}", done, total)) if progress else None
+        draw_shifted(images, shift, part, report)
         part.rename(folder)
-    return tuple(
-        LabelledImage(target, image.size_hw, image.boxes_xyxy, image.labels, image.lines)
-        for image, target in zip(images, targets)
-    )
-
-
-def _draw(image: LabelledImage, target: Path, section: DomainSection) -> None:
-    picture = cv2.imread(str(image.path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise InputError(f"{image.path}: not a readable image")
-    seed = int(hashlib.sha256(f"{section.shift_seed}:{image.path.stem}".encode()).hexdigest()[:8], 16)
-    drawn = apply_shift(picture, section.shift, seed=seed, strength=section.shift_strength)
-    cv2.imwrite(str(target), drawn, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    return shifted_images(images, folder)

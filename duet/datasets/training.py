@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 import yaml
-from PIL import Image
 
+from duet.datasets.faults import not_of_the_task
 from duet.datasets.images import LabelledImage
+from duet.datasets.pictures import ends_as_jpeg_should, read_bgr
 from duet.detectors.base import DomainStatistics
 from duet.errors import InputError
 
@@ -70,16 +71,13 @@ def write_training_set(
         kept = [position for position, name in enumerate(image.labels) if name in wanted]
         if len(kept) < len(image.labels) and other_labels == "error":
             stray = next(position for position, name in enumerate(image.labels) if name not in wanted)
-            raise InputError(
-                f"{image.lines[stray]}: class '{image.labels[stray]}' is not among the task's classes "
-                f"({', '.join(labelled)}); other_labels: drop in the series would leave it out"
-            )
+            raise InputError(f"{image.lines[stray]}: {not_of_the_task(image.labels[stray], labelled)}")
         dropped_boxes += len(image.labels) - len(kept)
         if not kept and unlabelled_images == "drop":
             dropped_images += 1
             continue
         name = f"{count:06d}"
-        (folder / "images" / f"{name}{image.path.suffix.lower()}").symlink_to(image.path.resolve())
+        _place(image.path, folder / "images" / f"{name}{image.path.suffix.lower()}")
         lines = [_line(image, position, index) for position in kept]
         (folder / "labels" / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
         count, boxes = count + 1, boxes + len(kept)
@@ -108,14 +106,23 @@ def colour_statistics(images: Sequence[LabelledImage], limit: int = 500) -> Doma
     squares = np.zeros(3)
     pixels = 0
     for image in images[::step]:
-        with Image.open(image.path) as picture:
-            values = np.asarray(picture.convert("RGB"), dtype=np.float64).reshape(-1, 3) / 255
+        values = read_bgr(image.path)[..., ::-1].reshape(-1, 3).astype(np.float64) / 255
         total += values.sum(0)
         squares += np.square(values).sum(0)
         pixels += len(values)
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - np.square(mean), 1e-6))
     return DomainStatistics(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _place(source: Path, target: Path) -> None:
+    """Link an image; Ultralytics rewrites a JPEG file that ends in other bytes, so such a one is mended in a copy."""
+    with source.open("rb") as stream:
+        jpeg = stream.read(2) == b"\xff\xd8"
+    if jpeg and not ends_as_jpeg_should(source):
+        target.write_bytes(source.read_bytes() + b"\xff\xd9")
+    else:
+        target.symlink_to(source.resolve())
 
 
 def _line(image: LabelledImage, position: int, index: dict[str, int]) -> str:

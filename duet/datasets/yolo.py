@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+import yaml
 
-from duet.datasets.images import LabelledImage
+from duet.datasets.annotation import Box, Row, checked_box, known_name
+from duet.datasets.faults import Fault, Level, Report
+from duet.datasets.source import Source, read_text
 from duet.errors import InputError
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIX = ".txt"
 _TOLERANCE = 1e-4  # label files are written with few digits
 
 
@@ -23,128 +24,112 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected one class name per line")
-    names = tuple(line.strip() for line in _text(path).splitlines() if line.strip())
-    if not names:
-        raise InputError(f"{path}: names no class")
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise InputError(f"{path}: class '{repeated[0]}' is named twice")
-    return names
+    return checked_names([line.strip() for line in read_text(path).splitlines() if line.strip()], str(path))
 
 
-def read_split(
-    images: Path, labels: Path, names: Sequence[str], split: Path | None = None
-) -> tuple[LabelledImage, ...]:
-    """Read the images of a split, sorted by name.
-
-    Args:
-        images: folder of image files.
-        labels: folder of label files: ``class cx cy w h`` per line, relative to the image; an absent or empty file
-            means an image without objects.
-        names: class names; a label's first number is an index into it.
-        split: text file with one image name or stem per line; None takes every image of the folder.
+def checked_names(names: list[str] | tuple[str, ...], where: str) -> tuple[str, ...]:
+    """The class names of a domain.
 
     Raises:
-        InputError: naming file and line of the first thing that is wrong.
+        InputError: when there is none, or one is there twice.
     """
-    if not images.is_dir():
-        raise InputError(f"{images}: no such image folder")
-    if not labels.is_dir():
-        raise InputError(f"{labels}: no such label folder")
-    found = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    stems: dict[str, Path] = {}
-    for path in found:
-        other = stems.setdefault(path.stem, path)
-        if other is not path:
-            raise InputError(f"{path}: has the same stem as {other.name}, and so the same label file")
-    chosen = found if split is None else _listed(found, split)
-    if not chosen:
-        raise InputError(f"{split or images}: holds no image")
-    return tuple(_read(path, labels / f"{path.stem}.txt", names) for path in chosen)
+    if not names:
+        raise InputError(f"{where}: names no class")
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise InputError(f"{where}: class '{repeated[0]}' is named twice")
+    return tuple(names)
 
 
-def _listed(found: Sequence[Path], split: Path) -> list[Path]:
-    if not split.is_file():
-        raise InputError(f"{split}: no such split file")
-    by_stem = {path.stem: path for path in found}
-    chosen: list[Path] = []
-    for number, line in enumerate(_text(split).splitlines(), start=1):
-        entry = Path(line.strip()).name
-        if not entry:
-            continue
-        path = by_stem.get(entry) or by_stem.get(Path(entry).stem)
-        if path is None:
-            raise InputError(f"{split}, line {number}: image '{entry}' is not in the image folder")
-        chosen.append(path)
-    return sorted(chosen)
+def parse_yolo(data: bytes, file: str, size_hw: tuple[int, int], source: Source, report: Report) -> list[Row]:
+    """Read one label file: ``class cx cy w h`` per line, relative to the image; empty for no object.
 
-
-def _read(path: Path, label_file: Path, names: Sequence[str]) -> LabelledImage:
-    height, width = _size_hw(path)
-    rows, labels, lines = [], [], []
-    text = _text(label_file) if label_file.is_file() else ""
+    Args:
+        data: its content.
+        file: where it lies, for messages.
+        size_hw: of the picture, as it is shown.
+        source: the class names; a label's first number is an index into them.
+        report: takes every fault; what is faulty is left out.
+    """
+    found: list[Row] = []
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        report(Fault(Level.ERROR, file, f"not a UTF-8 text file ({error.reason})"))
+        return found
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        where = f"{label_file}, line {number}"
-        index, box = _parse(line, where)
-        if not 0 <= index < len(names):
-            raise InputError(f"{where}: class {index} does not exist, expected 0 to {len(names) - 1}")
-        rows.append(_corners(box, width, height))
-        labels.append(names[index])
-        lines.append(where)
-    boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
-    return LabelledImage(path, (height, width), boxes, tuple(labels), tuple(lines))
+        where = f"{file}, line {number}"
+        parsed = _parse(line, len(source.names), where, report)
+        if parsed is not None:
+            index, box = parsed
+            label = known_name(source.names[index], source.names, source.rename, where, report)
+            box = checked_box(_corners(box, size_hw), size_hw, where, report)
+            if label is not None and box is not None:
+                found.append(Row(box, label, number))
+    return found
 
 
-def _text(path: Path) -> str:
+def read_data_yaml(path: Path) -> tuple[tuple[str, ...], dict[str, Source]]:
+    """Class names and splits (``train``, ``val``, ``test``) of an Ultralytics data file.
+
+    A split is an image folder; its labels lie where ``images`` in its path is replaced by ``labels``.
+
+    Raises:
+        InputError: naming the file and what is missing in it.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file ({error.reason})") from error
+        values = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML") from error
+    if not isinstance(values, dict) or "names" not in values:
+        raise InputError(f"{path}: key 'names' is missing, is it an Ultralytics data file?")
+    listed = values["names"]
+    if isinstance(listed, dict):
+        if sorted(listed) != list(range(len(listed))):
+            raise InputError(f"{path}: key 'names': expected the indices 0 to {len(listed) - 1}")
+        listed = [listed[index] for index in range(len(listed))]
+    names = checked_names([str(name) for name in listed or ()], f"{path}: key 'names'")
+    root = path.parent / str(values.get("path") or ".")
+    splits = {key: _split(path, root, key, values[key], names) for key in ("train", "val", "test") if values.get(key)}
+    if not splits:
+        raise InputError(f"{path}: names none of the splits train, val and test")
+    return names, splits
 
 
-def _size_hw(path: Path) -> tuple[int, int]:
-    """Height and width as the picture is shown, EXIF orientation applied, as OpenCV and Ultralytics read it."""
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            if not _is_complete(path, picture.format):
-                picture.load()  # decides, because some complete files end in other bytes
-    except (UnidentifiedImageError, OSError, ImportError) as error:  # Ultralytics looks for HEIF support
-        raise InputError(f"{path}: not a readable image, or cut off") from error
-    return (width, height) if turned else (height, width)
+def _split(path: Path, root: Path, key: str, value: object, names: tuple[str, ...]) -> Source:
+    if not isinstance(value, str) or value.endswith(".txt"):
+        raise InputError(f"{path}: key '{key}' is {value!r}: expected one folder of images")
+    images = root / value
+    before, found, after = images.as_posix().rpartition("/images")
+    if not found or (after and not after.startswith("/")):
+        raise InputError(f"{path}: key '{key}' is {value!r}: expected a folder 'images', with 'labels' beside it")
+    return Source("yolo", images, Path(before + "/labels" + after), names)
 
 
-def _is_complete(path: Path, kind: str | None) -> bool:
-    """Whether a JPEG or PNG file has the end its format asks for; True for other formats."""
-    endings = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-    if kind not in endings:
-        return True
-    with path.open("rb") as stream:
-        stream.seek(0, 2)
-        stream.seek(max(0, stream.tell() - 16))
-        return stream.read().endswith(endings[kind])
+def _parse(line: str, classes: int, where: str, report: Report) -> tuple[int, Box] | None:
+    def error(what: str) -> None:
+        report(Fault(Level.ERROR, where, what))
 
-
-def _parse(line: str, where: str) -> tuple[int, tuple[float, float, float, float]]:
     parts = line.split()
     if len(parts) != 5:
-        raise InputError(f"{where}: expected 'class cx cy w h', found {len(parts)} values")
+        return error(f"expected 'class cx cy w h', found {len(parts)} values")
     try:
-        index, values = int(parts[0]), tuple(float(part) for part in parts[1:])
-    except ValueError as error:
-        raise InputError(f"{where}: expected an integer and four numbers, found '{line.strip()}'") from error
-    cx, cy, w, h = values
-    if not all(np.isfinite(values)) or w <= 0 or h <= 0:
-        raise InputError(f"{where}: expected a box of positive width and height, found '{line.strip()}'")
+        index, (cx, cy, w, h) = int(parts[0]), [float(part) for part in parts[1:]]
+    except ValueError:
+        return error(f"expected an integer and four numbers, found '{line.strip()}'")
+    if not 0 <= index < classes:
+        return error(f"class {index} does not exist, expected 0 to {classes - 1}")
+    if not all(map(math.isfinite, (cx, cy, w, h))) or w <= 0 or h <= 0:
+        return error(f"expected a box of positive width and height, found '{line.strip()}'")
     edges = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
     if min(edges) < -_TOLERANCE or max(edges) > 1 + _TOLERANCE:
-        raise InputError(f"{where}: the box reaches outside the image, expected 0 to 1, found '{line.strip()}'")
-    return index, (cx, cy, w, h)
+        return error(f"the box reaches outside the image, expected 0 to 1, found '{line.strip()}'")
+    return index, edges
 
 
-def _corners(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
-    cx, cy, w, h = box
-    return ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
+def _corners(edges: Box, size_hw: tuple[int, int]) -> Box:
+    height, width = size_hw
+    return edges[0] * width, edges[1] * height, edges[2] * width, edges[3] * height

@@ -2,7 +2,9 @@
 
 COCO's mAP is the mean over the classes that have at least one box, so one evaluation per domain serves every slice:
 mAP of D[C] is the mean of the per-class values over C. All test images of D take part, also those without an object
-of C, as COCO does.
+of C, as COCO does. Difficult and crowd boxes are ignored as COCO ignores crowds: they are not counted, and a detection
+that lies on one is neither right nor wrong. (VOC's own evaluation measures the overlap with a difficult box by IoU,
+COCO by the share of the detection that lies on it.)
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class ClassPrecision:
     Args:
         ap50: at IoU 0.5, or None when the class has no box in the domain.
         ap50_95: mean over IoU 0.5, 0.55 … 0.95, or None.
-        boxes: number of ground-truth boxes.
+        boxes: number of ground-truth boxes, ignored ones left out.
     """
 
     ap50: float | None
@@ -78,7 +80,7 @@ def mean_precision(values: Mapping[str, ClassPrecision], classes: Sequence[str])
 def _ground_truth(images: Sequence[LabelledImage], category: Mapping[str, int]) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(images, start=1):
-        for (x1, y1, x2, y2), label in zip(image.boxes_xyxy.tolist(), image.labels):
+        for (x1, y1, x2, y2), label, ignored in zip(image.boxes_xyxy.tolist(), image.labels, image.ignored.tolist()):
             if label in category:
                 annotations.append(
                     {
@@ -87,7 +89,7 @@ def _ground_truth(images: Sequence[LabelledImage], category: Mapping[str, int]) 
                         "category_id": category[label],
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
                         "area": (x2 - x1) * (y2 - y1),
-                        "iscrowd": 0,
+                        "iscrowd": int(ignored),
                     }
                 )
     return {
@@ -145,7 +147,7 @@ def _evaluate(truth: dict[str, Any], results: list[dict[str, Any]], classes: int
 
 
 def _counts(truth: dict[str, Any], classes: int) -> np.ndarray:
-    categories = [item["category_id"] - 1 for item in truth["annotations"]]
+    categories = [item["category_id"] - 1 for item in truth["annotations"] if not item["iscrowd"]]
     return np.bincount(categories, minlength=classes) if categories else np.zeros(classes, dtype=int)
 
 

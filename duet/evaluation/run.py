@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -28,6 +30,8 @@ class DomainScores:
         classes: average precision by class name, over all classes of the series.
         background: by class name, what became of its boxes: (found, missed, wrong class).
         detections: by image path.
+        on_own_images: scores a slice on the images that have one of its classes: their number, and average precision
+            by class name; None scores every slice on all images.
     """
 
     domain: str
@@ -35,12 +39,14 @@ class DomainScores:
     classes: Mapping[str, ClassPrecision]
     background: Mapping[str, tuple[int, int, int]]
     detections: Mapping[Path, Detections]
+    on_own_images: Callable[[Sequence[str]], tuple[int, Mapping[str, ClassPrecision]]] | None = None
 
     def score(self, classes: Sequence[str]) -> dict[str, float | int | None]:
         """mAP50, mAP50-95, images and boxes of the slice with these classes."""
-        map50, map50_95 = mean_precision(self.classes, classes)
-        boxes = sum(self.classes[name].boxes for name in classes)
-        return {"map50": map50, "map50_95": map50_95, "images": self.images, "boxes": boxes}
+        images, values = self.on_own_images(classes) if self.on_own_images else (self.images, self.classes)
+        map50, map50_95 = mean_precision(values, classes)
+        boxes = sum(values[name].boxes for name in classes)
+        return {"map50": map50, "map50_95": map50_95, "images": images, "boxes": boxes}
 
 
 def score_domain(
@@ -70,12 +76,29 @@ def score_domain(
             progress(len(detections), len(images))
     values = class_precisions(images, detections, classes, settings.evaluator)
     background = _fates(images, detections, classes)
-    return DomainScores(domain, len(images), values, background, detections)
+    on_own_images = None
+    if settings.drop_images_without_class:
+        on_own_images = partial(_score_on_own_images, images, detections, settings.evaluator)
+    return DomainScores(domain, len(images), values, background, detections, on_own_images)
 
 
 def score_slice(scores: Mapping[str, DomainScores], item: Slice) -> dict[str, object]:
     """The entry of a slice in results.json."""
     return {"domain": item.domain, "classes": list(item.classes), **scores[item.domain].score(item.classes)}
+
+
+def _score_on_own_images(
+    images: Sequence[LabelledImage],
+    detections: Mapping[Path, Detections],
+    evaluator: Literal["faster-coco-eval", "pycocotools"],
+    classes: Sequence[str],
+) -> tuple[int, Mapping[str, ClassPrecision]]:
+    """Images with a box of one of the classes that is not ignored, and the classes' average precision over them."""
+    wanted = frozenset(classes)
+    own = [image for image in images if not wanted.isdisjoint(image.chosen(~image.ignored).labels)]
+    if not own:
+        return 0, {name: ClassPrecision(None, None, 0) for name in classes}
+    return len(own), class_precisions(own, detections, classes, evaluator)
 
 
 def _fates(
@@ -88,8 +111,8 @@ def _fates(
         sure = item.scores >= MATCH_SCORE
         boxes = item.boxes_xyxy[sure]
         labels = [label for label, keep in zip(item.labels, sure.tolist()) if keep]
-        for box, name in zip(image.boxes_xyxy, image.labels):
-            if name in counts:
+        for box, name, ignored in zip(image.boxes_xyxy, image.labels, image.ignored.tolist()):
+            if name in counts and not ignored:
                 covering = {labels[index] for index in np.flatnonzero(_iou(box, boxes) >= MATCH_IOU)}
                 counts[name][0 if name in covering else 2 if covering else 1] += 1
     return {name: tuple(values) for name, values in counts.items()}

@@ -24,6 +24,7 @@ from duet.report.rows import (
     class_list,
     count,
     duration,
+    few_boxes_lines,
     index_block,
     index_value,
     learned_classes,
@@ -114,6 +115,8 @@ def _measurements(results: Mapping[str, Any]) -> dict[str, Any]:
             for term in block.get(key) or ()
         ],
         "skipped": skipped_lines(results),
+        "own_images": ((results.get("settings") or {}).get("evaluation") or {}).get("drop_images_without_class", False),
+        "few_boxes": few_boxes_lines(results),
         "slices": [(titles[stage["task"]], slice_rows(results, stage["task"])) for stage in stages],
         "conflicts": sign_conflict_rates(results),
         "stage_timing": [(titles[stage["task"]], stage.get("timing") or {}) for stage in stages],

@@ -11,6 +11,7 @@ from duet.series import Role, Slice
 
 ABSENT = "–"
 JOINT = "joint"
+FEW_BOXES = 10
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class SliceRow:
     """One slice after one task; mAP values are fractions, absent ones None.
 
     Args:
-        role: new, old or unseen; joint for a cell of a joint run.
+        role: new, old, unseen or extra; joint for a cell of a joint run.
         domain: name of the domain.
         classes: names of the classes.
         map50: mAP at IoU 0.5.
@@ -155,6 +156,24 @@ def skipped_lines(results: Mapping[str, Any], metric: str = "map50") -> list[str
         empty = index_value(results, name.key, metric) is None
         what = "cannot be computed" if empty else f"leaves out {', '.join(labels[:3])}{more}"
         lines.append(f"{name.title} {what}: {reason}.")
+    return lines
+
+
+def few_boxes_lines(results: Mapping[str, Any]) -> list[str]:
+    """One line for each scored domain that has classes with fewer than ten test boxes: their mAP is mostly chance.
+
+    Classes without any box are not named; they are left out of a mean.
+    """
+    scored: dict[str, dict[str, None]] = {}
+    for stage in results["stages"]:
+        for item in stage["slices"] or stage.get("grid") or ():
+            scored.setdefault(item["domain"], {}).update(dict.fromkeys(item["classes"]))
+    counts = {(cell["domain"], cell["class"]): cell["boxes"] for cell in results["stages"][-1].get("class_ap") or ()}
+    lines = []
+    for domain, classes in scored.items():
+        few = [f"{name} ({counts[domain, name]})" for name in classes if 0 < counts.get((domain, name), 0) < FEW_BOXES]
+        if few:
+            lines.append(f"Fewer than {FEW_BOXES} test boxes in {domain}: {', '.join(few)}; their mAP says little.")
     return lines
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
-
 from duet.datasets.images import LabelledImage
+from duet.datasets.pictures import read_bgr
 from duet.report.html import DrawnBox, ScenePanel
 
 Examples = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -28,9 +26,9 @@ def scene_panels(
     panels = []
     for domain, images in tests.items():
         for image, before, after in zip(images[:count], first[domain], final[domain]):
-            with Image.open(image.path) as picture:
-                pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-            truth = [DrawnBox(tuple(box), label, None) for box, label in zip(image.boxes_xyxy.tolist(), image.labels)]
+            pixels = read_bgr(image.path)[..., ::-1]
+            scored = image.chosen(~image.ignored)
+            truth = [DrawnBox(tuple(box), label, None) for box, label in zip(scored.boxes_xyxy.tolist(), scored.labels)]
             panels.append(ScenePanel(domain, pixels, truth, _drawn(before), _drawn(after)))
     return panels
 

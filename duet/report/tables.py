@@ -17,6 +17,7 @@ from duet.report.rows import (
     SliceRow,
     class_list,
     count,
+    few_boxes_lines,
     grid_values,
     index_block,
     index_value,
@@ -54,6 +55,7 @@ def stage_table(results: Mapping[str, Any], task: int) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*_slice_cells(row))
+    table.caption = escape("\n".join(few_boxes_lines({**results, "stages": [stage_of(results, task)]}))) or None
     return table
 
 

@@ -59,3 +59,16 @@ def test_colour_statistics_by_hand(tmp_path):
     found = colour_statistics(pair)
     assert found.mean == pytest.approx((0.5, 0.0, 0.2))
     assert found.std == pytest.approx((0.5, 0.001, 0.001), abs=1e-6)
+
+
+def test_a_picture_the_trainer_would_rewrite_is_copied_and_mended(tmp_path):
+    path = tmp_path / "a.jpg"
+    one = image(tmp_path, "a.jpg", ["dog"])
+    path.write_bytes(path.read_bytes() + b"a camera's own bytes")
+    before = path.read_bytes()
+    write_training_set([one], ["dog"], ["dog"], tmp_path / "set")
+    (placed,) = (tmp_path / "set" / "images").iterdir()
+    assert not placed.is_symlink()
+    assert placed.read_bytes() == before + b"\xff\xd9"
+    with Image.open(placed) as picture:
+        picture.verify()

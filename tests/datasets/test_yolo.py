@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from duet.datasets.yolo import read_class_names, read_split
+from duet.datasets.index import read_source
+from duet.datasets.source import Source
+from duet.datasets.yolo import read_class_names
 from duet.errors import InputError
 
 NAMES = ("cat", "dog")
@@ -18,8 +20,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def read(folder, **options):
-    return read_split(folder / "images", folder / "labels", NAMES, **options)
+def read(folder, images="images", labels="labels", split=None):
+    return read_source(Source("yolo", folder / images, folder / labels, NAMES, split))
 
 
 def test_boxes_are_pixels_and_labels_names(folder):
@@ -73,9 +75,9 @@ def test_an_unreadable_image_and_absent_folders_are_named(folder):
     with pytest.raises(InputError, match=r"c\.jpg: not a readable image"):
         read(folder)
     with pytest.raises(InputError, match="no such image folder"):
-        read_split(folder / "x", folder / "labels", NAMES)
+        read(folder, images="x")
     with pytest.raises(InputError, match="no such label folder"):
-        read_split(folder / "images", folder / "x", NAMES)
+        read(folder, labels="x")
 
 
 def test_a_turned_picture_has_the_size_it_is_shown_with(folder):

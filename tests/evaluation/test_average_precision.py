@@ -1,11 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from duet.config import EvaluationSettings
 from duet.datasets.images import LabelledImage
 from duet.detectors.base import Detections
-from duet.evaluation.average_precision import class_precisions, mean_precision
+from duet.evaluation.average_precision import ClassPrecision, class_precisions, mean_precision
 from duet.evaluation.run import score_domain
 
 CLASSES = ("cat", "dog", "bird")
@@ -51,6 +53,46 @@ def test_detections_on_images_without_the_class_count(evaluator):
     values = class_precisions(images, detections, CLASSES, evaluator)
     assert values["cat"].ap50 == pytest.approx(0.5)  # the false positive comes first
     assert values["dog"].ap50 == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("evaluator", ["faster-coco-eval", "pycocotools"])
+@pytest.mark.parametrize("flag", ["difficult", "crowd"])
+def test_ignored_boxes_are_neither_found_nor_missed(evaluator, flag):
+    whole = truth("1", ("cat", A), ("cat", B))
+    ignored = replace(whole, **{flag: np.array([False, True])})
+    on_it = {Path("1"): found(("cat", 0.9, B), ("cat", 0.8, A))}
+    beside = {Path("1"): found(("cat", 0.9, C), ("cat", 0.8, A))}
+    assert class_precisions([ignored], on_it, CLASSES, evaluator)["cat"] == ClassPrecision(
+        pytest.approx(1.0), pytest.approx(1.0), 1
+    )
+    assert class_precisions([ignored], beside, CLASSES, evaluator)["cat"].ap50 == pytest.approx(0.5)
+    only = replace(truth("1", ("cat", B)), **{flag: np.array([True])})
+    assert class_precisions([only], on_it, CLASSES, evaluator)["cat"] == ClassPrecision(None, None, 0)
+
+
+class Fixed:
+    """A detector that finds what it was told."""
+
+    def __init__(self, detections):
+        self.detections = detections
+
+    def predict(self, paths, image_size, settings):
+        return [(path, self.detections[path]) for path in paths]
+
+
+def test_a_slice_can_leave_out_images_without_its_classes():
+    images = [truth("1", ("cat", A)), truth("2", ("dog", A)), truth("3")]
+    nothing = found()
+    detector = Fixed({Path("1"): found(("cat", 0.5, A)), Path("2"): found(("cat", 0.9, B)), Path("3"): nothing})
+    everything = score_domain(detector, "d", images, CLASSES, 64, EvaluationSettings())
+    half, whole = pytest.approx(0.5), pytest.approx(1.0)
+    assert everything.score(["cat"]) == {"map50": half, "map50_95": half, "images": 3, "boxes": 1}
+    settings = EvaluationSettings(drop_images_without_class=True)
+    own = score_domain(detector, "d", images, CLASSES, 64, settings)
+    assert own.score(["cat"]) == {"map50": whole, "map50_95": whole, "images": 1, "boxes": 1}
+    assert own.score(["cat", "dog"])["images"] == 2  # the false cat is in the dog's image
+    assert own.score(["cat", "dog"])["map50"] == pytest.approx(0.25)
+    assert own.score(["bird"]) == {"map50": None, "map50_95": None, "images": 0, "boxes": 0}
 
 
 def test_both_evaluators_agree_on_random_detections():

@@ -2,7 +2,16 @@
 
 import pytest
 
-from duet.report.rows import class_list, count, duration, learned_classes, number, own_slice_map, stage_title
+from duet.report.rows import (
+    class_list,
+    count,
+    duration,
+    few_boxes_lines,
+    learned_classes,
+    number,
+    own_slice_map,
+    stage_title,
+)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +67,18 @@ def test_own_slice_is_looked_up_in_the_grid_too(results):
     assert own_slice_map(stage, task) == 0.8239
     stage["grid"] = []
     assert own_slice_map(stage, task) is None
+
+
+def test_classes_with_few_boxes_are_named():
+    def stage(task, slices, boxes):
+        cells = [{"domain": domain, "class": name, "boxes": count} for domain, name, count in boxes]
+        return {"task": task, "slices": [{"domain": d, "classes": c} for d, c in slices], "class_ap": cells}
+
+    boxes = [("a", "cat", 9), ("a", "dog", 10), ("a", "cow", 0), ("b", "cat", 3), ("b", "dog", 1)]
+    results = {"stages": [stage(1, [("a", ["cat", "cow"])], boxes), stage(2, [("a", ["dog"]), ("b", ["cat"])], boxes)]}
+    assert few_boxes_lines(results) == [
+        "Fewer than 10 test boxes in a: cat (9); their mAP says little.",
+        "Fewer than 10 test boxes in b: cat (3); their mAP says little.",
+    ]
+    results["stages"].pop(0)
+    assert few_boxes_lines(results) == ["Fewer than 10 test boxes in b: cat (3); their mAP says little."]

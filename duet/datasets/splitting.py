@@ -1,0 +1,67 @@
+"""Seeded splits of a data set into train, val and test, written as lists of image names."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from duet.datasets.dataset_folder import DatasetFolder
+from duet.datasets.faults import refuse
+from duet.datasets.index import open_reader
+from duet.datasets.source import Source
+from duet.errors import InputError
+from duet.state import write_text
+
+
+def split_names(names: Sequence[str], shares: Mapping[str, float], seed: int) -> dict[str, list[str]]:
+    """Divide names at random; the result depends on the names, the shares and the seed alone.
+
+    Args:
+        names: in any order, without duplicates.
+        shares: part of each split; they add up to 1, and a split of 0 is left out.
+        seed: of the shuffle.
+
+    Raises:
+        InputError: when the shares do not add up to 1, or a split would stay empty.
+    """
+    wanted = {split: share for split, share in shares.items() if share}
+    if min(wanted.values(), default=0) < 0 or abs(sum(wanted.values()) - 1) > 1e-6:
+        text = ", ".join(f"{split} {share:g}" for split, share in shares.items())
+        raise InputError(f"shares of the splits: expected numbers from 0 that add up to 1, found {text}")
+    shuffled = sorted(names)
+    random.Random(seed).shuffle(shuffled)
+    divided, start, total = {}, 0, 0.0
+    for split, share in wanted.items():
+        total += share
+        end = round(total * len(shuffled))
+        if end == start:
+            raise InputError(f"split '{split}' of {len(shuffled)} images would hold none")
+        divided[split], start = sorted(shuffled[start:end]), end
+    return divided
+
+
+def write_split(dataset: DatasetFolder, shares: Mapping[str, float], seed: int, overwrite: bool) -> dict[str, int]:
+    """Write the lists where the formats look for them: ImageSets/Main for VOC, beside the labels for the others.
+
+    Returns:
+        The number of images by split.
+
+    Raises:
+        InputError: when the data set has its splits in folders, or a list is there and may not be replaced.
+    """
+    sources = list(dataset.splits.values())
+    if len({(source.images, source.labels) for source in sources}) > 1:
+        raise InputError(f"{dataset.path}: its splits lie in folders of their own; nothing to divide")
+    images, labels = sources[0].images, sources[0].labels
+    whole = open_reader(Source(dataset.format, images, labels, dataset.names), refuse)
+    folder = {"voc": images.parent / "ImageSets" / "Main", "coco": labels.parent, "yolo": images.parent}[dataset.format]
+    divided = split_names(whole.images, shares, seed)
+    files = {split: folder / f"{split}.txt" for split in divided}
+    present = [path for path in files.values() if path.exists()]
+    if present and not overwrite:
+        raise InputError(f"{present[0]}: there is such a list; --overwrite replaces it")
+    for split, names in divided.items():
+        lines = [Path(name).stem if dataset.format == "voc" else Path(name).name for name in names]
+        write_text(files[split], "".join(f"{line}\n" for line in lines))
+    return {split: len(names) for split, names in divided.items()}

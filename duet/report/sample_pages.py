@@ -1,0 +1,76 @@
+"""Sample pages: pictures of a split with their boxes, as one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from duet.datasets.images import LabelledImage
+from duet.datasets.pictures import read_bgr
+from duet.report.drawing import DrawnBox, class_colours, draw_truth
+from duet.state import write_atomic
+
+_CELL = 320  # pixels; the longer side of a picture on the page
+_GAP = 8
+_PAPER = "#ffffff"
+
+
+def sample_page(
+    images: Sequence[LabelledImage],
+    classes: Sequence[str],
+    path: Path,
+    count: int = 12,
+    columns: int = 4,
+    seed: int = 0,
+) -> int:
+    """Draw some images of a split, chosen by a seed; those with boxes first.
+
+    Args:
+        images: the images of the split; not empty.
+        classes: class names, which decide the colours.
+        path: the PNG file; replaced.
+        count: how many at most.
+        columns: pictures side by side.
+        seed: of the choice.
+
+    Returns:
+        How many were drawn.
+
+    Raises:
+        ValueError: when there is no image.
+    """
+    if not images:
+        raise ValueError("a sample page of no images")
+    order = np.random.default_rng(seed).permutation(len(images))
+    ranked = sorted(order.tolist(), key=lambda position: not images[position].labels)
+    chosen = [images[position] for position in ranked[:count]]
+    colours = class_colours(classes)
+    page = contact_sheet([_drawn(image, colours) for image in chosen], columns)
+    write_atomic(path, lambda temporary: page.save(temporary, "PNG", optimize=True))
+    return len(chosen)
+
+
+def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = _GAP) -> Image.Image:
+    """Pictures in rows, each in the middle of a cell of equal size."""
+    columns = min(columns, len(pictures))
+    width = max(picture.width for picture in pictures)
+    height = max(picture.height for picture in pictures)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), _PAPER)
+    for number, picture in enumerate(pictures):
+        left = gap + number % columns * (width + gap) + (width - picture.width) // 2
+        top = gap + number // columns * (height + gap) + (height - picture.height) // 2
+        sheet.paste(picture, (left, top))
+    return sheet
+
+
+def _drawn(image: LabelledImage, colours: dict[str, str]) -> Image.Image:
+    boxes = [
+        DrawnBox(tuple(box), f"{label} (ignored)" if ignored else label)
+        for box, label, ignored in zip(image.boxes_xyxy.tolist(), image.labels, image.ignored.tolist())
+    ]
+    known = {**colours, **{f"{name} (ignored)": colour for name, colour in colours.items()}}
+    return draw_truth(read_bgr(image.path)[..., ::-1], boxes, known, _CELL)
