@@ -78,7 +78,7 @@ def score_grid(
     size = image_size or detector.image_size or trained
     domains = open_domains(source, lambda what, done, total: None)
     scores = {}
-    for name in plan.domains:
+    for name in plan.test_domains:
         images = domains[name].test()
         monitor.begin(f"evaluate: {name}", len(images))
         scores[name] = score_domain(
