@@ -47,6 +47,7 @@ def update(
     limits = _limits(fail_below or [], bool(val))
     if unlabelled not in ("drop", "keep"):
         raise InputError(f"--unlabelled is '{unlabelled}': expected drop or keep")
+    validation = _named(val or [])
     settings = _settings(detector, method, set_ or [])
     request = Update(
         detector=detector,
@@ -54,7 +55,7 @@ def update(
         domain=domain,
         classes=tuple(classes),
         out=out,
-        validation={name: open_folder(folder) for name, folder in _named(val or []).items()},
+        validation={name: open_folder(folder) for name, folder in validation.items()},
         unlabelled_images=unlabelled,
         **settings,
     )
