@@ -1,4 +1,4 @@
-"""Measure speed as ratios within one run: ``benchmark.py train``.
+"""Measure speed as ratios within one run: ``benchmark.py train``, ``benchmark.py data``.
 
 Absolute times depend on the machine and what else it does; the variants are run in turn, several times, and the
 medians of their ratios are printed.
@@ -16,6 +16,7 @@ from typing import Annotated
 
 import torch
 import typer
+from benchmark_data import data
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -57,6 +58,9 @@ def train(
         for name in track(order, description="benchmark"):
             times[name].append(run(variants[name]))
     _show(times)
+
+
+app.command(name="data")(data)
 
 
 def _both(kind: str) -> MethodSettings:

@@ -25,7 +25,7 @@ from duet.datasets.coco import CocoFile
 from duet.datasets.faults import Fault, Level, Report, refuse
 from duet.datasets.images import LabelledImage
 from duet.datasets.pictures import PictureFacts, folder_names, picture_facts
-from duet.datasets.source import Source, chosen_images, listed_images
+from duet.datasets.source import Source, chosen_images, listed_images, stem_of
 from duet.datasets.voc import SUFFIX as VOC_SUFFIX
 from duet.datasets.voc import parse_voc
 from duet.datasets.yolo import SUFFIX as YOLO_SUFFIX
@@ -129,7 +129,7 @@ class _FileReader:
         self._folder = f"{source.labels}{os.sep}"
         self._parse = parse_voc if source.format == "voc" else parse_yolo
         self.images = chosen_images(source, report)
-        stems = {name: os.path.splitext(name)[0] for name in self.images}
+        stems = {name: stem_of(name) for name in self.images}
         present = set(folder_names(source.labels, "label"))
         self._report_unpaired(stems, present, report)
         self._files = {name: f"{self._folder}{stem}{self._suffix}" for name, stem in stems.items()}
@@ -224,7 +224,7 @@ class _Columns:
         boxes, difficult, crowd = values["boxes"], values["difficult"], values["crowd"]
         found, start = [], 0
         for image, size, end in zip(images, sizes, ends):
-            file = f"{folder}{os.path.splitext(image)[0]}{suffix}" if suffix else str(source.labels)
+            file = f"{folder}{stem_of(image)}{suffix}" if suffix else str(source.labels)
             part = slice(start, end)
             found.append(
                 LabelledImage(

@@ -1,0 +1,126 @@
+"""How long a large VOC set takes to index, against the standard library, and to open again: ``benchmark.py data``."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+from xml.etree import ElementTree
+
+import numpy as np
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from duet.datasets.index import read_source
+from duet.datasets.source import Source
+
+NAMES = tuple(f"class{number}" for number in range(20))
+SIZE = (320, 240)  # width, height
+
+
+def data(
+    images: Annotated[int, typer.Option(help="Images of the generated set.")] = 20_000,
+    boxes: Annotated[int, typer.Option(help="Boxes per image.")] = 5,
+    rounds: Annotated[int, typer.Option(help="How often everything is measured.")] = 3,
+) -> None:
+    """Index a generated VOC set; seconds of processor time, which other jobs on the machine do not change."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        source = generate_voc(root / "voc", images, boxes)
+        times: dict[str, list[float]] = {"parse": [], "read": [], "index": [], "again": []}
+        for number in range(rounds):
+            os.environ["DUET_CACHE"] = str(root / f"cache{number}")
+            times["parse"].append(_seconds(lambda: _parse(source)))
+            times["read"].append(_seconds(lambda: _parse_and_read(source)))
+            before = _peak_megabytes()
+            times["index"].append(_seconds(lambda: read_source(source)))
+            times["again"].append(_seconds(lambda: read_source(source)))
+    _show(times, images, images * boxes, before, _peak_megabytes())
+
+
+def generate_voc(folder: Path, images: int, boxes: int) -> Source:
+    """A VOC set of one noisy picture under many names, with random boxes.
+
+    Args:
+        folder: where to write.
+        images: number of images.
+        boxes: boxes per image.
+    """
+    for name in ("JPEGImages", "Annotations"):
+        (folder / name).mkdir(parents=True)
+    stream = io.BytesIO()
+    Image.effect_noise(SIZE, 60).convert("RGB").save(stream, "JPEG", quality=60)
+    rng = np.random.default_rng(0)
+    for number in range(images):
+        stem = f"{number:06d}"
+        (folder / "JPEGImages" / f"{stem}.jpg").write_bytes(stream.getvalue())
+        (folder / "Annotations" / f"{stem}.xml").write_text(_annotation(stem, boxes, rng))
+    return Source("voc", folder / "JPEGImages", folder / "Annotations", NAMES)
+
+
+def _annotation(stem: str, boxes: int, rng: np.random.Generator) -> str:
+    corners = rng.integers(1, 150, (boxes, 2))
+    sizes = rng.integers(1, 80, (boxes, 2))
+    lines = [
+        f"<annotation>\n\t<folder>VOC2007</folder>\n\t<filename>{stem}.jpg</filename>\n\t<source>\n"
+        "\t\t<database>generated</database>\n\t</source>\n\t<size>\n"
+        f"\t\t<width>{SIZE[0]}</width>\n\t\t<height>{SIZE[1]}</height>\n\t\t<depth>3</depth>\n\t</size>"
+    ]
+    for (x, y), (width, height), name in zip(corners, sizes, rng.choice(NAMES, boxes)):
+        edges = zip(("xmin", "ymin", "xmax", "ymax"), (x, y, x + width, y + height))
+        bounds = "\n".join(f"\t\t\t<{edge}>{value}</{edge}>" for edge, value in edges)
+        lines.append(
+            f"\t<object>\n\t\t<name>{name}</name>\n\t\t<pose>Left</pose>\n\t\t<truncated>0</truncated>\n"
+            f"\t\t<difficult>0</difficult>\n\t\t<bndbox>\n{bounds}\n\t\t</bndbox>\n\t</object>"
+        )
+    return "\n".join([*lines, "</annotation>", ""])
+
+
+def _parse(source: Source) -> None:
+    for path in sorted(source.labels.iterdir()):
+        ElementTree.parse(path)
+
+
+def _parse_and_read(source: Source) -> list[list[tuple]]:
+    """The boxes and names as the shortest loop with the standard library gets them; no picture is looked at."""
+    read = []
+    for path in sorted(source.labels.iterdir()):
+        rows = []
+        for item in ElementTree.parse(path).getroot().findall("object"):
+            bounds = item.find("bndbox")
+            corners = [float(bounds.find(edge).text) for edge in ("xmin", "ymin", "xmax", "ymax")]
+            rows.append((item.find("name").text, int(item.find("difficult").text), corners))
+        read.append(rows)
+    return read
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _show(times: dict[str, list[float]], images: int, boxes: int, before: float, peak: float) -> None:
+    median = {name: statistics.median(values) for name, values in times.items()}
+    table = Table("", "seconds", "ratio", title=f"{images} images, {boxes} boxes: medians of processor time")
+    for name, title in (
+        ("read", "standard library: parse the XML files and read their boxes"),
+        ("parse", "standard library: parse the XML files only"),
+        ("index", "index: pictures' headers, boxes checked, stored"),
+        ("again", "open again"),
+    ):
+        table.add_row(title, f"{median[name]:.2f}", f"{median[name] / median['read']:.2f}")
+    Console().print(table)
+    Console().print(f"Peak memory of the process: {peak:.0f} MB ({before:.0f} MB before the last index).")
