@@ -14,6 +14,8 @@ from rich.console import Console
 
 from duet.data_command import data
 from duet.errors import InputError
+from duet.evaluate_command import evaluate
+from duet.inspect_command import inspect
 from duet.merge_command import merge
 
 app = typer.Typer(
@@ -80,13 +82,25 @@ def train(
 
 
 @app.command()
-def weights(name: Annotated[str, typer.Argument(help="Name in weights/manifest.yaml, e.g. yolo11n.")]) -> None:
-    """Fetch pretrained weights once and print where they are."""
-    from duet.weights import find_weights
+def weights(
+    name: Annotated[str, typer.Argument(help="Name in weights/manifest.yaml, e.g. yolo11n.")],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Detector to store in half precision under this name.")
+    ] = None,
+) -> None:
+    """Fetch pretrained weights once and print where they are; with --from, write what ships under a name."""
+    from duet.state import sha256_of
+    from duet.weights import find_weights, ship_weights
 
-    Console().print(str(find_weights(name)), soft_wrap=True)
+    if source is None:
+        typer.echo(find_weights(name))
+        return
+    path = ship_weights(source, name)
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(path)}")
 
 
+app.command(name="evaluate")(evaluate)
+app.command(name="inspect")(inspect)
 app.command(name="merge")(merge)
 app.add_typer(data, name="data")
 

@@ -92,8 +92,11 @@ class MethodSettings(Section):
     joint: Annotated[bool, Field(description="one training on all domains with all labels")] = False
     head: Literal["rows", "parallel"] = "rows"
     towers: Annotated[
-        Literal["old", "merge", "new"],
-        Field(description="`rows`: whose class towers and box branch the merged head has"),
+        Literal["old", "merge", "new", "shared"],
+        Field(
+            description="`rows`: whose class towers and box branch (RT-DETR: decoder) the merged head has; `shared`: "
+            "they belong to the shared parameters, merged and held like these"
+        ),
     ] = "new"
     old_rows: Annotated[
         Literal["restore", "trained"],

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
+from duet.artefact import Artefact, artefact_is_whole, record_of_run, write_artefact
 from duet.config import RunConfig
 from duet.datasets.domain import content_digest, open_domains
 from duet.datasets.faults import not_of_the_task
@@ -23,15 +25,15 @@ from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import find_series
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
 from duet.detectors.base import Detector, DomainStatistics
-from duet.detectors.families import load_pretrained, restore_detector, store_detector
+from duet.detectors.families import load_pretrained, restore_detector, restore_tensors, store_detector, store_tensors
 from duet.errors import InputError
 from duet.evaluation.run import DomainScores, score_domain
 from duet.monitor import Monitor
 from duet.reference import ReferenceTrainer, score_references
 from duet.report.tables import indices_table, results_csv, stage_table
 from duet.results import results_document, stage_entry
-from duet.stage import StageInput, StageResult, first_stage, later_stage
-from duet.state import RunState, digest_of, read_json, write_atomic, write_json, write_text
+from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
+from duet.state import RunState, digest_of, read_json, write_json, write_text
 from duet.weights import weights_digest
 
 EXAMPLES = 4  # test images per domain whose detections are kept for the report
@@ -94,9 +96,8 @@ class Learner:
         document = self._written_results()
         if document is None:
             document = self._write_results(self._reference(digests))
-        if not (self.out / "detector.pt").exists():
-            last = restore_detector(self.state.stage_file(self.state.finished_stages, "model"))
-            write_atomic(self.out / "detector.pt", last.save_checkpoint)
+        if not artefact_is_whole(self.out):
+            self._write_artefact()
         if not (self.out / "report.html").exists():
             self._write_report(document)
         self.monitor.show(indices_table(document))
@@ -129,7 +130,7 @@ class Learner:
             result = first_stage(self.start, item, self.config, self.monitor.train_step)
         else:
             result = later_stage(item, self.config, self.monitor.train_step)
-        self._close_stage(task, item.statistics, result, folder, reference)
+        self._close_stage(task, item.statistics, result, folder, reference, item.data)
 
     def _stage_input(self, task: int, images: Sequence[LabelledImage], folder: Path) -> StageInput:
         classes = self.series.tasks[task - 1].classes
@@ -146,7 +147,8 @@ class Learner:
         before = None
         if task > 1:
             before = restore_detector(self.state.stage_file(task - 2, "model")).state() if task > 2 else self.theta_0
-        shared = self.start.split.shared
+        fisher = weighs_by_fisher(self.config)
+        shared = self.start.split(self.config.method.towers == "shared").shared
         return StageInput(
             task=task,
             classes=classes,
@@ -158,6 +160,7 @@ class Learner:
             base={key: self.theta_0[key] for key in shared},
             previous=previous,
             before_previous=before,
+            fisher=restore_tensors(self.state.stage_file(task - 1, "fisher")) if task > 1 and fisher else None,
         )
 
     def _close_stage(
@@ -167,6 +170,7 @@ class Learner:
         result: StageResult,
         folder: Path,
         reference: dict[str, Any],
+        data: TrainingSet | None = None,
     ) -> None:
         started = time.perf_counter()
         scores = self._scores(result.detector, f"evaluate stage {task}")
@@ -179,12 +183,16 @@ class Learner:
             "examples": folder / "examples.json",
         }
         store_detector(result.detector, files["model"])
+        if result.fisher is not None:
+            files["fisher"] = folder / "fisher.safetensors"
+            store_tensors(result.fisher, files["fisher"])
         write_json(files["examples"], self._examples(scores))
-        write_json(files["metrics"], {"stage": entry, "statistics": asdict(statistics)})
+        training = {"images": data.images, "boxes": data.boxes} if data else None
+        write_json(files["metrics"], {"stage": entry, "statistics": asdict(statistics), "training": training})
         shutil.rmtree(folder / "data", ignore_errors=True)
         shutil.rmtree(folder / "train" / "weights", ignore_errors=True)
-        write_atomic(self.out / "detector.pt", result.detector.save_checkpoint)
         self.state.finish_stage(files)
+        self._write_artefact()
         document = self._write_results(reference)
         self.monitor.show(stage_table(document, task))
 
@@ -193,6 +201,18 @@ class Learner:
         result = StageResult(trained.detector, trained.losses, None, {"train": trained.seconds})
         statistics = DomainStatistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         self._close_stage(0, statistics, result, self.out / "stages" / "joint", reference)
+
+    def _write_artefact(self) -> None:
+        count = self.state.finished_stages
+        metrics = [read_json(self.state.stage_file(number, "metrics")) for number in range(1, count + 1)]
+        detector = restore_detector(self.state.stage_file(count, "model"))
+        before: dict[str, Tensor] = {}
+        if count > 1:
+            shared = detector.split(self.config.method.towers == "shared").shared
+            state = restore_detector(self.state.stage_file(count - 1, "model")).state()
+            before = {key: state[key] for key in shared}
+        record = record_of_run(self.config, self.series, metrics, detector, self.start_digest)
+        write_artefact(self.out, Artefact(detector, record, before))
 
     def _write_results(self, reference: dict[str, Any]) -> dict[str, Any]:
         count = self.state.finished_stages

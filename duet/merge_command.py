@@ -24,7 +24,7 @@ def merge(
     base: Annotated[Path | None, typer.Option(help="The pretrained model: a file, or a folder with shards.")] = None,
     models: Annotated[list[Path] | None, typer.Option(help="The fine-tuned models, in order: --models B C.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A .safetensors file or a folder; with `diff` a .png for the plot.")
+        Path | None, typer.Option(help="A .safetensors file, a folder, or .pt from checkpoints; with `diff` a .png.")
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method, e.g. density=0.2.")
@@ -41,27 +41,37 @@ def merge(
         raise InputError(f"unknown merging method '{method}'" + nearest(method, [*METHOD_NAMES, "diff"]))
     if base is None or not models or compared:
         raise InputError(f"merge {method}: expected --base MODEL --models MODEL [MODEL …] --out PATH")
+    from duet.merge_checkpoints import merge_into_checkpoint, open_input, refuse_other_heads
     from merging.files import merge_files, plan_files
 
     with _one_sentence():
+        ancestor, tuned = open_input(base), [open_input(path) for path in models]
+        refuse_other_heads(ancestor, tuned, options.get("policy", "error"))
+        plain = [given.model for given in tuned]
         if dry_run:
-            Console(highlight=False).print(plan_files(method, base, models, **options).table(), soft_wrap=True)
+            Console(highlight=False).print(plan_files(method, ancestor.model, plain, **options).table(), soft_wrap=True)
             return
         if out is None:
             raise InputError(f"merge {method}: --out is missing")
         with _bars() as progress:
-            done = merge_files(method, base, models, out, progress=progress, overwrite=overwrite, **options)
+            given = {"progress": progress, "overwrite": overwrite, **options}
+            if out.suffix == ".pt":
+                done = merge_into_checkpoint(method, ancestor, tuned, out, **given)
+            else:
+                done = merge_files(method, ancestor.model, plain, out, **given)
     Console().print(f"Merged: {done.path}   Provenance: {done.provenance_path}", soft_wrap=True)
 
 
 def _diff(pair: list[Path], base: Path | None, out: Path | None, options: dict[str, Any]) -> None:
     if len(pair) != 2:
         raise InputError(f"merge diff: expected two models, found {len(pair)}")
+    from duet.merge_checkpoints import open_input
     from merging.analysis import diff
     from merging.plots import plot_comparison
 
     with _one_sentence(), _bars() as progress:
-        comparison = diff(pair[0], pair[1], base=base, progress=progress, **options)
+        first, second, ancestor = (path and open_input(path).model for path in (*pair, base))
+        comparison = diff(first, second, base=ancestor, progress=progress, **options)
         if out is not None:
             plot_comparison(comparison, out)
     Console(highlight=False).print(comparison.table(), soft_wrap=True)

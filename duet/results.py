@@ -70,6 +70,20 @@ def class_cells(series: Series, scores: Mapping[str, DomainScores]) -> list[dict
     return cells
 
 
+def series_entry(series: Series, image_size: int) -> dict[str, Any]:
+    """The ``series`` of results.json."""
+    return {
+        "name": series.name,
+        "image_size": image_size,
+        "classes": list(series.classes),
+        "domains": list(series.domains),
+        "tasks": [
+            {"task": number, "domain": task.domain, "classes": list(task.classes)}
+            for number, task in enumerate(series.tasks, start=1)
+        ],
+    }
+
+
 def results_document(
     config: RunConfig,
     series: Series,
@@ -80,16 +94,7 @@ def results_document(
     """The whole document, indices included."""
     document: dict[str, Any] = {
         "schema": SCHEMA,
-        "series": {
-            "name": series.name,
-            "image_size": config.train.image_size,
-            "classes": list(series.classes),
-            "domains": list(series.domains),
-            "tasks": [
-                {"task": number, "domain": task.domain, "classes": list(task.classes)}
-                for number, task in enumerate(series.tasks, start=1)
-            ],
-        },
+        "series": series_entry(series, config.train.image_size),
         "detector": config.detector,
         "method": config.method.name,
         "seed": config.seed,

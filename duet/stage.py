@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ class StageInput:
         base: shared tensors of θ_0.
         previous: the merged detector of t − 1, or None in the first stage.
         before_previous: shared tensors of θ_(t−2); θ_0 at t = 2.
+        fisher: Fisher information of the earlier tasks, for mergers that weigh by it.
     """
 
     task: int
@@ -45,6 +47,7 @@ class StageInput:
     base: State
     previous: Detector | None
     before_previous: State | None
+    fisher: State | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,14 @@ class StageResult:
         losses: per epoch, loss name to value; calibration epochs follow with the names prefixed.
         merge: method, alpha per layer and sign-conflict rate, or None in the first stage.
         seconds: durations of train, merge and calibrate.
+        fisher: Fisher information of the tasks until now, where the merger weighs by it.
     """
 
     detector: Detector
     losses: list[dict[str, float]]
     merge: dict[str, object] | None
     seconds: dict[str, float] = field(default_factory=dict)
+    fisher: State | None = None
 
 
 def first_stage(
@@ -70,8 +75,10 @@ def first_stage(
     """Stage 1: train by the detector's own loss (DuET, M3)."""
     seed = stage_seed(config.seed, item.task)
     detector = start.with_classes(item.classes, seed)
-    outcome = detector.train_stage(_request(item, config, config.train.epochs, progress))
-    return StageResult(detector, _plain(outcome.losses), None, {"train": outcome.seconds})
+    request = _request(item, config, config.train.epochs, progress)
+    outcome = detector.train_stage(request)
+    fisher = _fisher(detector, request, config)
+    return StageResult(detector, _plain(outcome.losses), None, {"train": outcome.seconds}, fisher)
 
 
 def later_stage(item: StageInput, config: RunConfig, progress: Callable[[StageProgress], None] | None) -> StageResult:
@@ -79,7 +86,7 @@ def later_stage(item: StageInput, config: RunConfig, progress: Callable[[StagePr
     previous, method = item.previous, config.method
     old_state = previous.state()
     detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head)
-    shared = detector.split.shared_parameters
+    shared = detector.split(method.towers == "shared").shared_parameters
     directional = None
     if method.directional_consistency is not None:
         direction = {key: old_state[key] - item.before_previous[key] for key in shared}
@@ -87,7 +94,8 @@ def later_stage(item: StageInput, config: RunConfig, progress: Callable[[StagePr
     request = _request(item, config, config.train.epochs, progress)
     outcome = detector.train_stage(replace(request, teacher=previous, directional=directional))
     started = time.perf_counter()
-    merge = merge_stage(detector, old_state, item, config)
+    fisher = _fisher(detector, request, config)
+    merge = merge_stage(detector, old_state, item, config, fisher)
     seconds = {"train": outcome.seconds, "merge": time.perf_counter() - started}
     losses = _plain(outcome.losses)
     if method.calibration_epochs:
@@ -99,18 +107,27 @@ def later_stage(item: StageInput, config: RunConfig, progress: Callable[[StagePr
         losses += [{f"calibration_{name}": value for name, value in epoch.items()} for epoch in outcome.losses]
         if method.old_rows == "restore":
             detector.load_state({**detector.state(), **_restored_rows(detector, old_state, config)})
-    return StageResult(detector, losses, merge, seconds)
+    return StageResult(detector, losses, merge, seconds, _added(item.fisher, fisher))
 
 
-def merge_stage(detector: Detector, old_state: State, item: StageInput, config: RunConfig) -> dict[str, object]:
+def merge_stage(
+    detector: Detector, old_state: State, item: StageInput, config: RunConfig, fisher: State | None = None
+) -> dict[str, object]:
     """Merge a freshly trained detector with its predecessor, in place.
 
     Shared tensors by the method's merger, BatchNorm statistics by its policy, the head by its policies.
 
+    Args:
+        detector: the detector as training left it.
+        old_state: tensors of the previous model.
+        item: what the stage started from.
+        config: of the run.
+        fisher: Fisher information of the current task, for mergers that weigh by it.
+
     Returns:
         The ``merge`` entry of results.json.
     """
-    method, split, trained = config.method, detector.split, detector.state()
+    method, split, trained = config.method, detector.split(config.method.towers == "shared"), detector.state()
     shared = {key: trained[key] for key in split.shared}
     previous = {key: old_state[key] for key in split.shared}
     parameters = split.shared_parameters
@@ -120,7 +137,10 @@ def merge_stage(detector: Detector, old_state: State, item: StageInput, config: 
     )
     alpha: dict[str, float] = {}
     if method.merge is not None:
-        result = merging.merge(method.merge.name, item.base, [previous, shared], **method.merge.options)
+        options = dict(method.merge.options)
+        if fisher is not None:
+            options["fishers"] = [{key: values[key] for key in parameters} for values in (item.fisher, fisher)]
+        result = merging.merge(method.merge.name, item.base, [previous, shared], **options)
         merged = dict(result.state)
         alpha = dict(result.coefficients or {})
         if method.batch_norm != "merge":
@@ -133,6 +153,12 @@ def merge_stage(detector: Detector, old_state: State, item: StageInput, config: 
         detector.estimate_batch_norm(item.images, config.train.image_size)
     name = method.merge.name if method.merge else None
     return {"method": name, "alpha": alpha, "sign_conflict_rate": conflict}
+
+
+def weighs_by_fisher(config: RunConfig) -> bool:
+    """Whether the run's merger needs Fisher information of each task."""
+    merger = config.method.merge
+    return merger is not None and "fishers" in merging.METHODS[merger.name].model_lists
 
 
 def stage_seed(seed: int, task: int) -> int:
@@ -155,6 +181,25 @@ def _request(
         own_domain=item.statistics if replayed else None,
         progress=progress,
     )
+
+
+def _fisher(detector: Detector, request: StageRequest, config: RunConfig) -> State | None:
+    """Of the task just trained, by the detector's own loss and scaled to norm 1 (Matena and Raffel, section 3)."""
+    if not weighs_by_fisher(config):
+        return None
+    values = detector.squared_gradients(replace(request, teacher=None, directional=None, past_domains=()))
+    shared = detector.split(config.method.towers == "shared").shared_parameters
+    norm = math.sqrt(sum(values[key].double().square().sum().item() for key in shared))
+    if norm == 0.0:
+        raise RuntimeError("Fisher information: every gradient is zero")
+    return {key: values[key] / norm for key in shared}
+
+
+def _added(earlier: State | None, current: State | None) -> State | None:
+    """Information of several tasks adds up."""
+    if earlier is None or current is None:
+        return current
+    return {key: earlier[key] + value for key, value in current.items()}
 
 
 def _restored_rows(detector: Detector, old_state: State, config: RunConfig) -> dict[str, Tensor]:

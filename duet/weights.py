@@ -1,6 +1,6 @@
-"""Find pretrained weights: a path, the weights folder, the Ultralytics release, or a package that carries them.
+"""Find pretrained weights: a path, the weights folder, what ships with DuET, the Ultralytics release, or a package.
 
-Nothing is fetched twice: what was found stays in the weights folder. Hashes of what is fetched are pinned in
+Nothing is fetched twice: what was found stays in the weights folder. Hashes of what ships or is fetched are pinned in
 ``weights/manifest.yaml``.
 """
 
@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from duet.config import read_yaml
 from duet.errors import InputError, nearest
 from duet.paths import data_folder, weights_folder
-from duet.state import write_atomic
+from duet.state import sha256_of, write_atomic
 
 RELEASE_TIMEOUT = 5.0  # seconds; one try
 PACKAGE_TIMEOUT = 300.0
@@ -35,16 +37,16 @@ def find_weights(name: str) -> Path:
     """The checkpoint of a pretrained detector.
 
     Args:
-        name: a path to a ``.pt`` file, or a name of the manifest such as ``yolo11n``.
+        name: a path to a ``.pt`` or ``.safetensors`` file, or a name of the manifest such as ``yolo11n``.
 
     Returns:
-        The path of a plain Ultralytics checkpoint.
+        The path of a plain Ultralytics checkpoint (``.pt``) or of a stored detector (``.safetensors``).
 
     Raises:
         InputError: when no source could be reached; the message lists what was tried.
     """
     path = Path(name).expanduser()
-    if path.suffix == ".pt" or path.parent != Path("."):
+    if path.suffix in (".pt", ".safetensors") or path.parent != Path("."):
         if not path.is_file():
             raise InputError(f"{path}: no such weights file")
         return path
@@ -57,14 +59,48 @@ def find_weights(name: str) -> Path:
     return _fetch(name, manifest[name], stored)
 
 
+def ship_weights(source: Path, name: str) -> Path:
+    """Write a detector in half precision to the weights folder, as the file that ships under a name.
+
+    Matrices and kernels are halved. Biases, norms and BatchNorm statistics stay in float32: they are few, and a
+    variance may lie outside the range of half precision.
+
+    Args:
+        source: a checkpoint (``.pt``) or a stored detector (``.safetensors``).
+        name: the name that finds it.
+
+    Raises:
+        InputError: when the source is no detector, or holds a weight that half precision cannot.
+    """
+    from duet.detectors.families import load_pretrained, store_detector
+
+    target = weights_folder() / f"{name}.safetensors"
+    with tempfile.TemporaryDirectory() as folder:
+        full = Path(folder) / "full.safetensors"
+        store_detector(load_pretrained(str(source)), full)
+        with safe_open(full, framework="pt") as stream:
+            header = stream.metadata()
+            state = {key: _halved(key, stream.get_tensor(key), source) for key in stream.keys()}  # noqa: SIM118
+    write_atomic(target, lambda temporary: save_file(state, temporary, metadata=header))
+    return target
+
+
+def _halved(key: str, value: torch.Tensor, source: Path) -> torch.Tensor:
+    if value.dim() < 2 or not value.is_floating_point():
+        return value
+    half = value.half()
+    if not half.isfinite().all():
+        raise InputError(f"{source}: '{key}' holds a value that half precision cannot")
+    return half
+
+
 def _fetch(name: str, entry: Mapping[str, Any], target: Path) -> Path:
     tried = [f"{target} (absent)"]
-    for kind, get in (("release", _from_release), ("package", _from_package)):
+    for kind, get in (("shipped", _shipped), ("release", _from_release), ("package", _from_package)):
         if kind not in entry:
             continue
         try:
-            get(entry[kind], target)
-            return target
+            return get(entry[kind], target)
         except _SourceFailed as error:
             tried.append(str(error))
             _LOG.info("%s", error)
@@ -75,7 +111,15 @@ class _SourceFailed(Exception):
     """One source of weights did not work; the next one is tried."""
 
 
-def _from_release(source: Mapping[str, str], target: Path) -> None:
+def _shipped(source: Mapping[str, str], target: Path) -> Path:
+    path = data_folder("weights") / f"{target.stem}.safetensors"
+    if not path.is_file():
+        raise _SourceFailed(f"{path} (absent)")
+    _refuse_other_hash(sha256_of(path), source["sha256"], str(path))
+    return path
+
+
+def _from_release(source: Mapping[str, str], target: Path) -> Path:
     try:
         with urllib.request.urlopen(source["url"], timeout=RELEASE_TIMEOUT) as answer:
             content = answer.read()
@@ -83,9 +127,10 @@ def _from_release(source: Mapping[str, str], target: Path) -> None:
         raise _SourceFailed(f"{source['url']} ({getattr(error, 'reason', error)})") from error
     _check(content, source["sha256"], source["url"])
     write_atomic(target, lambda temporary: temporary.write_bytes(content))
+    return target
 
 
-def _from_package(source: Mapping[str, str], target: Path) -> None:
+def _from_package(source: Mapping[str, str], target: Path) -> Path:
     from duet.detectors.yolo import YoloDetector
     from duet.detectors.yolo_onnx import rebuild_from_onnx
 
@@ -93,6 +138,7 @@ def _from_package(source: Mapping[str, str], target: Path) -> None:
         export = _download_member(source, Path(folder))
         detector = YoloDetector(rebuild_from_onnx(export, source["architecture"]))
         write_atomic(target, detector.save_checkpoint)
+    return target
 
 
 def _download_member(source: Mapping[str, str], folder: Path) -> Path:
@@ -126,7 +172,10 @@ def _download_member(source: Mapping[str, str], folder: Path) -> Path:
 
 
 def _check(content: bytes, expected: str, where: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
+    _refuse_other_hash(hashlib.sha256(content).hexdigest(), expected, where)
+
+
+def _refuse_other_hash(found: str, expected: str, where: str) -> None:
     if found != expected:
         raise _SourceFailed(f"{where} (sha256 is {found[:12]}…, expected {expected[:12]}…)")
 

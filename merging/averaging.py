@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from merging.blocks import Inputs, Range
 from merging.checks import convex_weights
 from merging.job import merge_states
-from merging.mean import bounded_mean
+from merging.mean import bounded_mean, plain_mean
 from merging.merger import Merger, MergeSettings
 from merging.result import MergeResult, State
 
@@ -47,6 +48,10 @@ def prepare_averaging(inputs: Inputs, *, weights: Sequence[float] | None) -> Mer
     shares = convex_weights(weights, len(inputs.models))
 
     def merge(at: Range) -> Tensor:
-        return bounded_mean(inputs.read_models(at, check=False), None if weights is None else shares)
+        # One model at a time: memory does not grow with their number.
+        blocks = (inputs.read(model, at, check=False) for model in inputs.models)
+        if weights is None and all(model.specs[at.key].dtype != torch.float64 for model in inputs.models):
+            return plain_mean(blocks)
+        return bounded_mean(blocks, None if weights is None else shares)
 
     return Merger(merge, weights=lambda key: shares)

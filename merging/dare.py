@@ -91,12 +91,7 @@ def prepare_dare(
         if density is not None:
             raise ValueError("option 'density' belongs to merge_with='ties'; task arithmetic has none")
         return Merger(scaled_sum(inputs, 0.3 if scaling_factor is None else scaling_factor, thin))
-    ties = Ties(
-        number("density", 0.2 if density is None else density, low=0.0, high=1.0),
-        number("scaling_factor", 1.0 if scaling_factor is None else scaling_factor),
-        "mean",
-        "model",
-    )
+    ties = Ties(0.2 if density is None else density, 1.0 if scaling_factor is None else scaling_factor)
     return ties.prepare(
         inputs, lambda at: [thin(vector, index, at) for index, vector in enumerate(inputs.task_vectors(at))]
     )

@@ -116,7 +116,7 @@ def merge_files(
     _refuse_equal(ancestor, sources, hashes)
     merge = prepare_merge(method, METHODS[method].prepare, ancestor, sources, own, settings, progress)
     single = target.suffix == ".safetensors"
-    with in_place(target, overwrite) as folder:
+    with in_place(target, single=single, overwrite=overwrite) as folder:
         name = target.name if single else "model.safetensors"
         limit = None if single else max_shard_bytes
         writer = SafetensorsWriter(folder, merge.specs(), merge.inputs.plan.tied, name, limit)

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 
-def bounded_mean(values: Sequence[Tensor], weights: Sequence[float] | Sequence[Tensor] | None = None) -> Tensor:
+def plain_mean(values: Iterable[Tensor]) -> Tensor:
+    """Σ_k x_k / K, one value in memory at a time.
+
+    For values that float32 can hold, the mean stays between the smallest and the largest by itself, and that of equal
+    values is that value: every j·x is exact in float64, and rounding never turns an order over.
+
+    Args:
+        values: at least one tensor, all of the same shape, float64; not changed.
+
+    Returns:
+        A tensor of that shape.
+    """
+    values = iter(values)
+    total, count = next(values).clone(), 1
+    for value in values:
+        total += value
+        count += 1
+    return total.div_(count)
+
+
+def bounded_mean(values: Iterable[Tensor], weights: Sequence[float] | Sequence[Tensor] | None = None) -> Tensor:
     """Σ_k w_k x_k / Σ_k w_k, held between the smallest and the largest value.
 
-    The sums run in the order given. Holding the mean in bounds changes nothing but rounding, and makes the mean of
-    equal values that value, bit for bit and whatever the weights.
+    The sums run in the order given, one value in memory at a time. Holding the mean in bounds changes nothing but
+    rounding, and makes the mean of equal values that value, bit for bit and whatever the weights.
 
     Args:
         values: at least one tensor, all of the same shape, float64; not changed.
@@ -22,17 +43,16 @@ def bounded_mean(values: Sequence[Tensor], weights: Sequence[float] | Sequence[T
     Returns:
         A tensor of that shape.
     """
-    low = high = values[0]
-    total = values[0].clone() if weights is None else values[0] * weights[0]
-    for number, value in enumerate(values[1:], 1):
-        total += value if weights is None else value * weights[number]
+    pairs = zip(values, repeat(None) if weights is None else weights)
+    first, weight = next(pairs)
+    low = high = first
+    total, divisor = _weighted(first, weight).clone(), 1 if weight is None else weight
+    for value, weight in pairs:
+        total += _weighted(value, weight)
+        divisor = divisor + (1 if weight is None else weight)
         low, high = torch.minimum(low, value), torch.maximum(high, value)
-    divisor = len(values) if weights is None else _sum(weights)
     return torch.clamp(total.div_(divisor), low, high)
 
 
-def _sum(weights: Sequence[float] | Sequence[Tensor]) -> float | Tensor:
-    total = weights[0]
-    for weight in weights[1:]:
-        total = total + weight
-    return total
+def _weighted(value: Tensor, weight: float | Tensor | None) -> Tensor:
+    return value if weight is None else value * weight

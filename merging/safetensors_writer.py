@@ -113,14 +113,15 @@ class SafetensorsWriter:
 
 
 @contextmanager
-def in_place(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def in_place(target: Path, *, single: bool, overwrite: bool = False) -> Iterator[Path]:
     """Give a folder of a temporary name beside the target; move what is in it into place when all went well.
 
-    A target that ends in ``.safetensors`` takes the files of the folder beside itself, the model last; any other target
-    is the folder. Nothing is left behind by an error or an interruption.
+    Nothing is left behind by an error or an interruption.
 
     Args:
         target: the file or folder to come to be.
+        single: whether the target is a file, beside which all files of the folder go, the target last; else the target
+            is the folder.
         overwrite: whether an existing target is replaced.
 
     Yields:
@@ -136,7 +137,7 @@ def in_place(target: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial
-        if target.suffix == ".safetensors":
+        if single:
             for path in sorted(partial.iterdir(), key=lambda path: path.name == target.name):
                 os.replace(path, target.parent / path.name)
         else:

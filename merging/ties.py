@@ -80,30 +80,34 @@ def prepare_ties(
     inputs: Inputs, *, density: float, scaling_factor: float, merge_function: MergeFunction, scope: Scope
 ) -> Merger:
     """See :func:`ties_merging`."""
-    ties = Ties(
-        number("density", density, low=0.0, high=1.0),
-        number("scaling_factor", scaling_factor),
-        choice("merge_function", merge_function, ("mean", "sum", "max")),
-        choice("scope", scope, ("model", "tensor")),
-    )
-    return ties.prepare(inputs, inputs.task_vectors)
+    return Ties(density, scaling_factor, merge_function, scope).prepare(inputs, inputs.task_vectors)
 
 
 @dataclass(frozen=True)
 class Ties:
-    """Checked options of TIES, also for task vectors that another method has changed before.
+    """The options of TIES, also for task vectors that another method has changed before.
 
     Args:
         density: see :func:`ties_merging`.
         scaling_factor: λ.
         merge_function: how the values of the elected sign are joined.
         scope: what one threshold is for.
+
+    Raises:
+        ValueError: when an option is out of range.
+        TypeError: when an option has the wrong type.
     """
 
     density: float
     scaling_factor: float
-    merge_function: str
-    scope: str
+    merge_function: str = "mean"
+    scope: str = "model"
+
+    def __post_init__(self) -> None:
+        number("density", self.density, low=0.0, high=1.0)
+        number("scaling_factor", self.scaling_factor)
+        choice("merge_function", self.merge_function, ("mean", "sum", "max"))
+        choice("scope", self.scope, ("model", "tensor"))
 
     def prepare(self, inputs: Inputs, vectors: Vectors) -> Merger:
         """Find the thresholds, then merge block by block.

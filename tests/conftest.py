@@ -1,5 +1,6 @@
-"""Shared fixtures: a cache of the tests' own, and the pretrained weights when they are there."""
+"""Shared fixtures: a cache of the tests' own, the pretrained weights when they are there, and a command."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +31,20 @@ def shared_cache(tmp_path_factory) -> Iterator[Path]:
 def cache(shared_cache) -> Path:
     """The same folder, for tests that look into it."""
     return shared_cache
+
+
+@pytest.fixture
+def merge_command(tmp_path, monkeypatch, capsys):
+    """Run `duet merge` inside an empty folder; its exit code, what it printed, and what it printed as error."""
+    from duet.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["duet", "merge", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return call

@@ -1,13 +1,15 @@
 """`duet merge` on small files: what it writes, prints and refuses."""
 
+import errno
 import json
-import sys
+import math
+import os
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from duet.cli import _repeated, main
+from duet.cli import _repeated
 from duet.merge_command import METHOD_NAMES
 from merging import METHODS
 
@@ -23,16 +25,8 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def run(files, monkeypatch, capsys):
-    def call(*arguments):
-        spelled = [str(files / item) if item.endswith((".safetensors", ".png")) else item for item in arguments]
-        monkeypatch.setattr(sys, "argv", ["duet", "merge", *spelled])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return call
+def run(files, merge_command):
+    return merge_command
 
 
 def merge_arguments(method, *rest, out="out.safetensors"):
@@ -93,6 +87,72 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(run, files):
         assert part in error, arguments
         assert "Traceback" not in error
         assert sorted(files.iterdir()) == before, arguments
+
+
+WEIGHTS = torch.tensor([2.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ({"layer.count": torch.tensor(3)}, "bad.safetensors: 'layer.weight' is missing (the base has shape (3,))"),
+        (
+            {"layer.weight": WEIGHTS[:2], "layer.count": torch.tensor(3)},
+            "bad.safetensors: 'layer.weight' has shape (2,), expected (3,) as in the base",
+        ),
+        (
+            {"layer.weight": WEIGHTS / 0.0, "layer.count": torch.tensor(3)},
+            "bad.safetensors: 'layer.weight' holds inf; expected finite numbers only",
+        ),
+        (
+            {"layer.weight": WEIGHTS * math.nan, "layer.count": torch.tensor(3)},
+            "bad.safetensors: 'layer.weight' holds nan; expected finite numbers only",
+        ),
+        (
+            {"layer.weight": torch.tensor([1.0, 2.0, 3.0]), "layer.count": torch.tensor(3)},
+            "bad.safetensors is a copy of the base base.safetensors: its task vector would be zero",
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", ["averaging", "task_arithmetic", "ties", "duet"])
+def test_a_model_that_cannot_be_merged_is_named_with_its_key(run, files, method, state, problem):
+    save_file(state, files / "bad.safetensors")
+    before = sorted(files.iterdir())
+    for out in ("out.safetensors", "folder"):
+        code, shown, error = run(
+            method, "--base", "base.safetensors", "--models", "one.safetensors", "bad.safetensors", "--out", out
+        )
+        assert (code, shown, error) == (2, "", f"Error: {problem}\n")
+        assert sorted(files.iterdir()) == before
+
+
+def test_a_truncated_file_and_the_base_itself_are_named(run, files):
+    content = (files / "two.safetensors").read_bytes()
+    (files / "bad.safetensors").write_bytes(content[:-4])
+    before = sorted(files.iterdir())
+    for bad, problem in (
+        ("bad.safetensors", "bad.safetensors: truncated: the header describes 20 bytes of tensors, the file has 16"),
+        ("base.safetensors", "base.safetensors is given as base and as model: its task vector would be zero"),
+    ):
+        code, _, error = run("ties", "--base", "base.safetensors", "--models", bad, "--out", "out.safetensors")
+        assert (code, error) == (2, f"Error: {problem}\n")
+    assert sorted(files.iterdir()) == before
+
+
+def test_a_full_device_is_one_sentence_and_leaves_nothing(run, files, monkeypatch):
+    before = sorted(files.iterdir())
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for out in ("out.safetensors", "folder"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", refuse)
+            code, _, error = run(*merge_arguments("ties", out=out))
+        assert code == 2
+        assert error.startswith(f"Error: {out}: cannot be written: no space left on the device (")
+        assert error.count("\n") == 1
+        assert sorted(files.iterdir()) == before
 
 
 def test_an_existing_output_is_kept_unless_told(run, files):

@@ -9,7 +9,7 @@ from duet.config import RunConfig
 from duet.datasets.training import TrainingSet
 from duet.detectors.base import DomainStatistics
 from duet.detectors.yolo import YoloDetector
-from duet.stage import StageInput, merge_stage, stage_seed
+from duet.stage import StageInput, merge_stage, stage_seed, weighs_by_fisher
 
 MEAN = "model.0.bn.running_mean"
 COUNT = "model.0.bn.num_batches_tracked"
@@ -37,11 +37,8 @@ def shift(detector, size):
     detector.load_state(state)
 
 
-def merged(models, **method):
-    base, previous, trained = models
-    detector = trained.clone()
-    shared = {key: base.state()[key] for key in base.split.shared}
-    item = StageInput(
+def stage_input(shared, previous, **options):
+    return StageInput(
         task=2,
         classes=("c",),
         data=TrainingSet(Path("none"), 1, 1, 0, 0),
@@ -52,7 +49,15 @@ def merged(models, **method):
         base=shared,
         previous=previous,
         before_previous=shared,
+        **options,
     )
+
+
+def merged(models, **method):
+    base, previous, trained = models
+    detector = trained.clone()
+    shared = {key: base.state()[key] for key in base.split().shared}
+    item = stage_input(shared, previous)
     config = RunConfig(method={"name": "test", **method})
     entry = merge_stage(detector, previous.state(), item, config)
     return detector.state(), entry
@@ -100,3 +105,17 @@ def test_the_head_is_never_averaged_unless_asked(models):
 def test_seeds_of_stages_differ_and_do_not_depend_on_history():
     assert len({stage_seed(seed, task) for seed in range(5) for task in range(10)}) == 50
     assert stage_seed(3, 2) == 302
+
+
+def test_fisher_information_decides_which_model_a_scalar_comes_from(models):
+    base, previous, trained = models
+    parameters = base.split().shared_parameters
+    sure, unsure = ({key: torch.full(value.shape, size) for key, value in base.state().items()} for size in (1.0, 1e-9))
+    detector = trained.clone()
+    shared = {key: base.state()[key] for key in base.split().shared}
+    item = stage_input(shared, previous, fisher={key: unsure[key] for key in parameters})
+    config = RunConfig(method={"name": "t", "merge": {"name": "fisher", "options": {"normalize": False}}})
+    merge_stage(detector, previous.state(), item, config, {key: sure[key] for key in parameters})
+    torch.testing.assert_close(detector.state()[WEIGHT], trained.state()[WEIGHT], rtol=1e-4, atol=1e-5)
+    assert weighs_by_fisher(config)
+    assert not weighs_by_fisher(RunConfig(method={"name": "t", "merge": {"name": "ties"}}))

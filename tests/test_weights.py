@@ -12,8 +12,8 @@ import yaml
 
 from duet import weights
 from duet.errors import InputError
-from duet.paths import data_folder
-from duet.weights import find_weights
+from duet.paths import data_folder, project_root
+from duet.weights import find_weights, ship_weights
 
 
 def sha(content):
@@ -47,6 +47,73 @@ def test_a_path_and_a_stored_file_come_first(tmp_path, manifest):
     assert find_weights("tiny") == stored
     with pytest.raises(InputError, match=r"absent\.pt: no such weights file"):
         find_weights(str(tmp_path / "absent.pt"))
+
+
+def test_a_stored_detector_is_found_by_its_path(tmp_path, manifest):
+    manifest({})
+    path = tmp_path / "mine.safetensors"
+    with pytest.raises(InputError, match=r"mine\.safetensors: no such weights file"):
+        find_weights(str(path))
+    path.touch()
+    assert find_weights(str(path)) == path
+
+
+def test_what_ships_is_found_beside_the_manifest_and_checked(tmp_path, manifest, monkeypatch):
+    monkeypatch.setattr(weights.urllib.request, "urlopen", no_network)
+    release = {"url": "https://example.org/tiny.pt", "sha256": ""}
+    manifest({"shipped": {"sha256": sha(b"weights"), "command": "duet train"}, "release": release})
+    path = tmp_path / "tiny.safetensors"
+    with pytest.raises(InputError, match=r"tiny\.safetensors \(absent\); https://example"):
+        find_weights("tiny")
+    path.write_bytes(b"other")
+    with pytest.raises(InputError, match=r"tiny\.safetensors \(sha256 is"):
+        find_weights("tiny")
+    path.write_bytes(b"weights")
+    assert find_weights("tiny") == path
+    own = tmp_path / "weights" / "tiny.pt"
+    own.parent.mkdir(exist_ok=True)
+    own.touch()
+    assert find_weights("tiny") == own
+
+
+@pytest.fixture(scope="module")
+def small_detector():
+    from duet.detectors.families import load_pretrained
+
+    return load_pretrained("rtdetr-tiny.yaml").with_classes(["a", "b"], seed=0)
+
+
+def test_a_detector_is_shipped_in_half_precision(tmp_path, monkeypatch, small_detector):
+    from duet.detectors.families import load_pretrained
+
+    monkeypatch.setenv("DUET_WEIGHTS", str(tmp_path / "weights"))
+    source = tmp_path / "detector.pt"
+    small_detector.save_checkpoint(source)
+    path = ship_weights(source, "small")
+    assert path == tmp_path / "weights" / "small.safetensors"
+    assert path.stat().st_size < 8e6
+    again = load_pretrained(str(path))
+    assert again.classes == ("a", "b")
+    state, expected = again.state(), small_detector.state()
+    assert list(state) == list(expected)
+    for key, value in expected.items():
+        assert state[key].dtype == value.dtype
+        exact = value.dim() < 2 or not value.is_floating_point()
+        torch.testing.assert_close(state[key], value, rtol=0 if exact else 1e-3, atol=0 if exact else 1e-7)
+    assert any(not torch.equal(state[key], value) for key, value in expected.items())
+
+
+def test_a_value_beyond_half_precision_is_refused(tmp_path, monkeypatch, small_detector):
+    monkeypatch.setenv("DUET_WEIGHTS", str(tmp_path / "weights"))
+    huge = small_detector.clone()
+    state = huge.state()
+    key = "model.0.conv.weight"
+    state[key][0, 0, 0, 0] = 1e5
+    huge.load_state(state)
+    huge.save_checkpoint(tmp_path / "huge.pt")
+    with pytest.raises(InputError, match=rf"huge\.pt: '{key}' holds a value that half precision cannot"):
+        ship_weights(tmp_path / "huge.pt", "huge")
+    assert not (tmp_path / "weights").exists()
 
 
 def test_a_release_is_checked_and_fetched_once(tmp_path, manifest, monkeypatch):
@@ -115,9 +182,10 @@ def test_the_shipped_manifest_pins_every_hash():
     entries = yaml.safe_load((data_folder("weights") / "manifest.yaml").read_text())
     assert "yolo11n" in entries
     for name, entry in entries.items():
-        hashes = [entry["release"]["sha256"]]
+        hashes = [entry[source]["sha256"] for source in ("shipped", "release", "package") if source in entry]
+        assert hashes, name
         if "package" in entry:
-            hashes += [entry["package"]["sha256"], entry["package"]["wheel_sha256"]]
+            hashes.append(entry["package"]["wheel_sha256"])
         assert all(len(value) == 64 and set(value) <= set("0123456789abcdef") for value in hashes), name
 
 
@@ -158,3 +226,23 @@ def test_the_real_weights_detect_a_real_street(pretrained_weights):
     ((_, found),) = detector.predict([ASSETS / "bus.jpg"], 640, EvaluationSettings(confidence=0.5))
     assert sorted(found.labels)[:4] == ["bus", "person", "person", "person"]
     assert found.scores[0] > 0.8
+
+
+def test_what_the_manifest_says_is_shipped_is_there_and_small():
+    folder = data_folder("weights")
+    entries = yaml.safe_load((folder / "manifest.yaml").read_text())
+    shipped = {name: entry["shipped"] for name, entry in entries.items() if "shipped" in entry}
+    assert "rtdetr-tiny" in shipped
+    for name, entry in shipped.items():
+        path = folder / f"{name}.safetensors"
+        assert path.stat().st_size <= 8e6
+        assert sha(path.read_bytes()) == entry["sha256"]
+        assert entry["command"].startswith("duet train ")
+
+
+def test_what_ships_goes_into_the_wheel():
+    if project_root() is None:
+        pytest.skip("only in a source checkout")
+    text = (project_root() / "pyproject.toml").read_text()
+    for path in (data_folder("weights")).glob("*.safetensors"):
+        assert f'"weights/{path.name}" = "duet/_data/weights/{path.name}"' in text

@@ -1,4 +1,4 @@
-"""Measure speed as ratios within one run: ``benchmark.py train``, ``benchmark.py data``.
+"""Measure speed as ratios within one run: ``benchmark.py train``, ``benchmark.py merge``, ``benchmark.py data``.
 
 Absolute times depend on the machine and what else it does; the variants are run in turn, several times, and the
 medians of their ratios are printed.
@@ -17,6 +17,7 @@ from typing import Annotated
 import torch
 import typer
 from benchmark_data import data
+from benchmark_merge import merge
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -34,6 +35,10 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 @app.callback()
 def _root() -> None:
     """Benchmarks of the library."""
+
+
+app.command()(merge)
+app.command()(data)
 
 
 @app.command()
@@ -60,9 +65,6 @@ def train(
     _show(times)
 
 
-app.command(name="data")(data)
-
-
 def _both(kind: str) -> MethodSettings:
     return MethodSettings(
         name="both",
@@ -78,7 +80,7 @@ def _prepare(folder: Path, settings: TrainSettings) -> Callable[[MethodSettings 
     teacher = load_pretrained("yolo11n").with_classes(("0", "1", "2"), 0)
     grown = teacher.grown(("3", "4", "5"), 0, "rows")
     data = write_training_set(images, ("3", "4", "5"), grown.classes, folder / "data", "drop")
-    state, shared = teacher.state(), teacher.split.shared_parameters
+    state, shared = teacher.state(), teacher.split().shared_parameters
     generator = torch.Generator().manual_seed(0)
     direction = {key: 1e-3 * torch.randn(state[key].shape, generator=generator) for key in shared}
     target = DirectionalTarget({key: state[key] for key in shared}, direction)
@@ -109,9 +111,9 @@ def _plain(detector: Detector, request: StageRequest, clock: _Clock) -> None:
     """Ultralytics' own trainer class on the same network, with nothing of ours in it."""
     from ultralytics.models.yolo.detect import DetectionTrainer
 
-    from duet.detectors.yolo import _overrides
+    from duet.detectors.ultralytics_training import trainer_settings
 
-    trainer = DetectionTrainer(overrides=_overrides(request))
+    trainer = DetectionTrainer(overrides=trainer_settings(request))
     trainer.validate = lambda: ({}, 0.0)  # a stage does not validate either
     trainer.final_eval = lambda: None
     trainer.add_callback("on_train_batch_end", lambda _: clock.tick())

@@ -10,9 +10,11 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from duet.datasets.domains import SHIFTS
+from duet.datasets.glyphs import GlyphSettings
 from duet.datasets.images import LabelledImage
 from duet.datasets.index import read_source
-from duet.datasets.scenes import SceneSettings, write_scenes
+from duet.datasets.scene_folder import SceneSource, write_scenes
+from duet.datasets.scenes import SceneSettings
 from duet.datasets.series_file import DomainFiles, DomainSection, SeriesFile
 from duet.datasets.shifted import Shift, draw_shifted, shifted_images
 from duet.datasets.source import Source
@@ -52,8 +54,8 @@ def open_domains(source: SeriesFile, progress: Progress | None = None) -> dict[s
     Raises:
         InputError: when a folder or file is missing or a class of a task is not among a domain's names.
     """
-    if source.section.scenes is not None:
-        return _scene_domains(source, progress)
+    if source.generated:
+        return _generated_domains(source, progress)
     return {name: _folder_domain(name, source, progress) for name in source.series.test_domains}
 
 
@@ -68,19 +70,27 @@ def content_digest(images: Sequence[LabelledImage]) -> str:
     return digest.hexdigest()
 
 
-def _scene_domains(source: SeriesFile, progress: Progress | None) -> dict[str, Domain]:
-    scenes = source.section.scenes
-    settings = SceneSettings(
-        seed=scenes.seed,
-        train_scenes=scenes.train_scenes,
-        test_scenes=scenes.test_scenes,
-        train_digits=scenes.train_digits,
-        test_digits=scenes.test_digits,
-        domains=source.series.domains,
-    )
+def _generated_domains(source: SeriesFile, progress: Progress | None) -> dict[str, Domain]:
+    settings = _scene_settings(source)
+    for task in source.series.tasks:
+        if task.domain not in settings.domains:
+            raise InputError(f"{source.path}: domain '{task.domain}' is not among {', '.join(settings.domains)}")
+        unknown = [name for name in task.classes if name not in settings.class_names]
+        if unknown:
+            raise InputError(f"{source.path}: class '{unknown[0]}' is not among {', '.join(settings.class_names)}")
     report = (lambda done, total: progress("write scenes", done, total)) if progress else None
     root = write_scenes(cache_folder() / "scenes", settings, report)
     return {name: _scene_domain(name, root / name) for name in source.series.domains}
+
+
+def _scene_settings(source: SeriesFile) -> SceneSource:
+    scenes, glyphs = source.section.scenes, source.section.glyphs
+    try:
+        if glyphs is not None:
+            return GlyphSettings(**glyphs.model_dump())
+        return SceneSettings(**scenes.model_dump(), domains=source.series.domains)
+    except ValueError as error:
+        raise InputError(f"{source.path}: {error}") from error
 
 
 def _scene_domain(name: str, folder: Path) -> Domain:

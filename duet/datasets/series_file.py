@@ -27,6 +27,15 @@ class ScenesSection(Section):
     test_digits: tuple[int, int] = (1200, 1797)
 
 
+class GlyphsSection(Section):
+    """Generated scenes of letters, all in the one domain ``glyphs``; each is drawn in one of the domain shifts."""
+
+    seed: int = 0
+    train_scenes: Annotated[int, Field(ge=1)] = 300
+    test_scenes: Annotated[int, Field(ge=1)] = 150
+    shifts: tuple[str, ...] = ("clear",)
+
+
 class SplitSection(Section):
     """The images and labels of one split, or of a part of it; paths are relative to the series' root.
 
@@ -111,6 +120,7 @@ class SeriesSection(Section):
     name: str
     root: Annotated[str, Field(description="folder that relative paths start from; relative to this file")] = "."
     scenes: ScenesSection | None = None
+    glyphs: GlyphsSection | None = None
     domains: dict[str, DomainSection] = Field(default_factory=dict)
     other_labels: Literal["error", "drop"] = "error"
     unlabelled_images: Literal["keep", "drop"] = "drop"
@@ -162,14 +172,12 @@ class SeriesFile:
             )
         except ValueError as error:
             raise InputError(f"{path}: {error}") from error
-        if self.section.scenes is None:
-            absent = [name for name in self.series.domains if name not in self.section.domains]
-            if absent:
-                raise InputError(f"{path}: domain '{absent[0]}' is used by a task and not described under domains")
-        elif root is not None:
-            raise InputError(f"{path}: the series is made of generated scenes, --root has no meaning for it")
-        elif self.section.domains:
-            raise InputError(f"{path}: scenes and domains exclude each other")
+        self._check_sources(root)
+
+    @property
+    def generated(self) -> bool:
+        """Whether the images are generated."""
+        return self.section.scenes is not None or self.section.glyphs is not None
 
     def identity(self) -> dict[str, Any]:
         """What decides the data and the order of learning, without places on this machine."""
@@ -228,6 +236,18 @@ class SeriesFile:
         """Domains that no task uses, with their class names."""
         used = {task.domain for task in self.section.tasks}
         return {name: self.domain(name).classes for name in self.section.domains if name not in used}
+
+    def _check_sources(self, root: Path | None) -> None:
+        given = [key for key in ("scenes", "glyphs", "domains") if getattr(self.section, key) not in (None, {})]
+        if len(given) > 1:
+            raise InputError(f"{self.path}: {given[0]} and {given[1]} exclude each other")
+        if self.generated and root is not None:
+            raise InputError(f"{self.path}: the series is made of generated scenes, --root has no meaning for it")
+        if self.generated:
+            return
+        absent = [name for name in self.series.domains if name not in self.section.domains]
+        if absent:
+            raise InputError(f"{self.path}: domain '{absent[0]}' is used by a task and not described under domains")
 
 
 def find_series(name: str, root: Path | None = None) -> SeriesFile:

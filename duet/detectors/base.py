@@ -24,7 +24,8 @@ class StateSplit:
     """Which keys of a detector's state belong to what; every key is in exactly one of shared and task.
 
     Args:
-        shared: keys of θ_s (backbone and neck), parameters and buffers, in the order of the layers.
+        shared: keys of θ_s (backbone and neck; on request the head's towers too), parameters and buffers, in the order
+            of the layers.
         task: keys of θ_τ (the head).
         parameters: the keys, shared or task, that are trainable parameters.
     """
@@ -168,10 +169,13 @@ class Detector(ABC):
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the outputs."""
 
-    @property
     @abstractmethod
-    def split(self) -> StateSplit:
-        """Which keys of ``state()`` are shared and which belong to the head."""
+    def split(self, shared_towers: bool = False) -> StateSplit:
+        """Which keys of ``state()`` are shared and which belong to the head.
+
+        Args:
+            shared_towers: count the head's parts that know no class to θ_s (``method.towers: shared``).
+        """
 
     @property
     @abstractmethod
@@ -223,6 +227,17 @@ class Detector(ABC):
 
         Raises:
             RuntimeError: when a loss is not finite, or one that is switched on stays exactly zero.
+        """
+
+    @abstractmethod
+    def squared_gradients(self, request: StageRequest) -> dict[str, Tensor]:
+        """Diagonal empirical Fisher information: the squared gradient of the detector's own loss, mean over images.
+
+        Every training image once, alone, without augmentation, with the running statistics of BatchNorm. The weights
+        do not change.
+
+        Returns:
+            Name → values ≥ 0 of the parameter's shape, for every trainable parameter.
         """
 
     @abstractmethod

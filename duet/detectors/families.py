@@ -4,32 +4,113 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from duet.config import read_yaml
 from duet.detectors.base import Description, Detector
+from duet.detectors.fcos import FcosDetector
+from duet.detectors.rtdetr import RtdetrDetector
+from duet.detectors.ultralytics_checkpoint import build_architecture, open_checkpoint
 from duet.detectors.yolo import YoloDetector
-from duet.errors import InputError
+from duet.errors import InputError, nearest
 from duet.state import write_atomic
 from duet.weights import find_weights
 
-FAMILIES: dict[str, type[YoloDetector]] = {"yolo": YoloDetector}
+BEFORE = "before."  # prefix of the tensors of the model before a stored one
+
+ARCHITECTURES = Path(__file__).parent / "models"
+
+FAMILIES: dict[str, type[Detector]] = {"yolo": YoloDetector, "rtdetr": RtdetrDetector, "fcos": FcosDetector}
 
 
 def load_pretrained(name: str) -> Detector:
-    """A pretrained detector by the name of its weights or the path of a checkpoint.
+    """The detector that a run starts from.
+
+    Args:
+        name: name of pretrained weights, path of a checkpoint (``.pt``) or of a stored detector (``.safetensors``), or
+            an architecture (``.yaml``), which starts with random weights.
 
     Raises:
         InputError: when the weights cannot be found or are of no known family.
     """
-    return YoloDetector.from_checkpoint(find_weights(name))
+    if name.endswith((".yaml", ".yml")):
+        return _untrained(name)
+    path = find_weights(name)
+    return restore_detector(path) if path.suffix == ".safetensors" else open_checkpoint(path)
 
 
-def store_detector(detector: Detector, path: Path) -> None:
-    """Write a detector as safetensors; its description stands in the file's metadata."""
+def _untrained(name: str) -> Detector:
+    """A detector from a YAML file, one of ours or one of Ultralytics', with seeded random weights.
+
+    Under ``family`` the file names another family than Ultralytics' own; tensors that have the same name and shape in
+    the weights under ``start_from`` are taken from there.
+    """
+    own = ARCHITECTURES / name
+    path = own if own.is_file() else Path(name)
+    layout = read_yaml(path) if path.is_file() else {}
+    family = layout.get("family")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if family is None:
+            detector = build_architecture(str(path) if path.is_file() else name)
+        elif family in FAMILIES:
+            detector = _described(FAMILIES[family], Description(family, ("object",), layout), path)
+        else:
+            raise InputError(f"{path}: unknown detector family '{family}'" + nearest(str(family), FAMILIES))
+    if "start_from" in layout:
+        detector.load_state(_overlaid(detector.state(), load_pretrained(layout["start_from"]).state(), path))
+    return detector
+
+
+def _described(family: type[Detector], description: Description, path: Path) -> Detector:
+    try:
+        return family.from_description(description)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: does not describe a detector ({type(error).__name__}: {error})") from error
+
+
+def _overlaid(state: dict[str, Tensor], source: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    same = {key: value for key, value in source.items() if key in state and state[key].shape == value.shape}
+    if not same:
+        raise InputError(f"{path}: no tensor of the weights under 'start_from' fits")
+    return {**state, **same}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The content of a stored detector.
+
+    Args:
+        header: the file's metadata.
+        state: the detector's tensors.
+        before: tensors of the model before it, where they were stored.
+    """
+
+    header: Mapping[str, str]
+    state: dict[str, Tensor]
+    before: dict[str, Tensor]
+
+
+def store_detector(
+    detector: Detector,
+    path: Path,
+    before: Mapping[str, Tensor] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a detector as safetensors; its description stands in the file's metadata.
+
+    Args:
+        detector: the detector.
+        path: the file.
+        before: tensors of the model before it, kept beside its own.
+        notes: further entries of the metadata.
+    """
     description = detector.describe()
     header = {
         "format": "duet-detector-1",
@@ -42,7 +123,8 @@ def store_detector(detector: Detector, path: Path) -> None:
         ),
     }
     state = {key: value.contiguous() for key, value in detector.state().items()}
-    write_atomic(path, lambda temporary: save_file(state, temporary, metadata=header))
+    state.update({f"{BEFORE}{key}": value.contiguous() for key, value in (before or {}).items()})
+    write_atomic(path, lambda temporary: save_file(state, temporary, metadata={**(notes or {}), **header}))
 
 
 def restore_detector(path: Path) -> Detector:
@@ -51,16 +133,48 @@ def restore_detector(path: Path) -> Detector:
     Raises:
         InputError: when the file is damaged or of another format.
     """
-    header, state = _read(path)
+    stored = read_stored(path)
+    try:
+        values = json.loads(stored.header["description"])
+        description = Description(values["family"], tuple(values["classes"]), values["architecture"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, its description cannot be read") from error
+    if description.family not in FAMILIES:
+        raise InputError(f"{path}: unknown detector family '{description.family}'")
+    detector = _described(FAMILIES[description.family], description, path)
+    try:
+        detector.load_state(stored.state)
+    except ValueError as error:
+        raise InputError(f"{path}: damaged, its tensors do not fit its description ({error})") from error
+    return detector
+
+
+def read_stored(path: Path) -> Stored:
+    """Read what ``store_detector`` wrote, without building the detector.
+
+    Raises:
+        InputError: when the file is damaged or of another format.
+    """
+    header, tensors = _read(path)
     if header.get("format") != "duet-detector-1":
         raise InputError(f"{path}: not a stored detector")
-    values = json.loads(header["description"])
-    if values["family"] not in FAMILIES:
-        raise InputError(f"{path}: unknown detector family '{values['family']}'")
-    description = Description(values["family"], tuple(values["classes"]), values["architecture"])
-    detector = FAMILIES[description.family].from_description(description)
-    detector.load_state(state)
-    return detector
+    before = {key.removeprefix(BEFORE): value for key, value in tensors.items() if key.startswith(BEFORE)}
+    return Stored(header, {key: value for key, value in tensors.items() if not key.startswith(BEFORE)}, before)
+
+
+def store_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name as safetensors."""
+    plain = {key: value.contiguous() for key, value in state.items()}
+    write_atomic(path, lambda temporary: save_file(plain, temporary))
+
+
+def restore_tensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name.
+
+    Raises:
+        InputError: when the file is damaged.
+    """
+    return _read(path)[1]
 
 
 def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:

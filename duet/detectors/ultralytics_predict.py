@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from ultralytics.data.augment import LetterBox
+from ultralytics.engine.predictor import BasePredictor
 from ultralytics.engine.results import Results
-from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.patches import imread
 
@@ -24,6 +24,7 @@ MOST_WAITING = 256  # decoded images held back until their shape fills a batch
 
 
 def predict_images(
+    predictor_class: type[BasePredictor],
     model: DetectionModel,
     names: tuple[str, ...],
     images: Sequence[Path],
@@ -33,6 +34,7 @@ def predict_images(
     """Detections for image files, the same boxes that a deployed checkpoint gives for each image alone.
 
     Args:
+        predictor_class: the family's predictor.
         model: the network; not changed.
         names: its class names in the order of the outputs.
         images: image files; they come back grouped by shape.
@@ -42,7 +44,7 @@ def predict_images(
     Raises:
         InputError: when a file is not a readable image.
     """
-    predictor = DetectionPredictor(
+    predictor = predictor_class(
         overrides={
             "imgsz": image_size,
             "conf": settings.confidence,
@@ -60,9 +62,9 @@ def predict_images(
             yield path, _detections(result, names)
 
 
-def letterboxed(images: Iterable[Path], image_size: int) -> Iterator[Tensor]:
+def letterboxed(images: Iterable[Path], image_size: int, stretched: bool = False) -> Iterator[Tensor]:
     """Batches of (N, 3, image_size, image_size) inputs, 0 to 1, for passes that need no boxes."""
-    letterbox = LetterBox((image_size, image_size), auto=False)
+    letterbox = LetterBox((image_size, image_size), auto=False, scale_fill=stretched)
     held: list[np.ndarray] = []
     for path in images:
         held.append(letterbox(image=imread(str(path)))[..., ::-1].transpose(2, 0, 1))

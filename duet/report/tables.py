@@ -48,7 +48,7 @@ def stage_table(results: Mapping[str, Any], task: int) -> Table:
         KeyError: when that stage is not in the results.
     """
     rows = slice_rows(results, task)
-    table = _table(stage_title(results, task))
+    table = titled_table(stage_title(results, task))
     table.add_column("Role", no_wrap=True)
     table.add_column("Slice", overflow="fold")
     for name in ("mAP50", "mAP50-95", "Images", "Boxes", "Reference", "Ratio"):
@@ -75,7 +75,7 @@ def grid_table(results: Mapping[str, Any], task: int | None = None) -> Table:
     stage = stage_of(results, task) if task is not None else results["stages"][-1]
     tasks, values = results["series"]["tasks"], grid_values(stage)
     known = set(learned_classes(results, stage["task"]))
-    table = _table(f"mAP50 by domain and classes · {stage_title(results, stage['task'])}")
+    table = titled_table(f"mAP50 by domain and classes · {stage_title(results, stage['task'])}")
     table.add_column("Domain", overflow="fold")
     for item in tasks:
         table.add_column(escape(class_list(item["classes"])), justify="right", overflow="fold", min_width=5)
@@ -91,7 +91,7 @@ def indices_table(results: Mapping[str, Any]) -> Table:
     Ratios are shares of a reference (1 = as good as it); forgetting, BWT, FWT and the mean are in mAP. Terms that
     were left out of a mean stand below the table.
     """
-    table = _table(_indices_title(results))
+    table = titled_table(_indices_title(results))
     table.add_column("Index", no_wrap=True)
     table.add_column("mAP50", justify="right", no_wrap=True)
     table.add_column("mAP50-95", justify="right", no_wrap=True)
@@ -124,7 +124,8 @@ def results_csv(results: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _table(title: str) -> Table:
+def titled_table(title: str) -> Table:
+    """An empty table in the style of all of them."""
     # A title is folded at the table's width; a narrow table is widened for it.
     return Table(
         title=escape(title),

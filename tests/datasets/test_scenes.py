@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from duet.datasets import scenes
+from duet.datasets import pasting, scene_folder, scenes
 from duet.datasets.domains import apply_shift
-from duet.datasets.scenes import SceneSettings, content_hash, load_digits, render_scene, write_scenes
+from duet.datasets.scene_folder import content_hash, write_scenes
+from duet.datasets.scenes import SceneSettings, load_digits, render_scene
 
 SMALL = SceneSettings(train_scenes=10, test_scenes=5, domains=("clear", "fog"))
 
@@ -147,7 +148,7 @@ def test_labels_are_the_scene_boxes_normalised(written, test_digits):
 
 
 def test_boxes_are_tight_around_the_ink(train_digits, monkeypatch):
-    monkeypatch.setattr(scenes, "_texture", lambda rng, size: np.full((size, size, 3), 0.5, np.float32))
+    monkeypatch.setattr(pasting, "_texture", lambda rng, size: np.full((size, size, 3), 0.5, np.float32))
     monkeypatch.setattr(scenes, "_classes", lambda seed, domain, split, index: np.array([index % 10]))
     for index in range(60):
         scene = render_scene(SMALL, train_digits, "clear", "train", index)
@@ -164,7 +165,7 @@ def test_boxes_are_tight_around_the_ink(train_digits, monkeypatch):
 
 
 def test_all_ink_lies_within_the_boxes(train_digits, monkeypatch):
-    monkeypatch.setattr(scenes, "_texture", lambda rng, size: np.full((size, size, 3), 0.5, np.float32))
+    monkeypatch.setattr(pasting, "_texture", lambda rng, size: np.full((size, size, 3), 0.5, np.float32))
     for index in range(40):
         scene = render_scene(SMALL, train_digits, "clear", "train", index)
         ink = np.abs(scene.image_bgr.astype(int) - 128).max(axis=2)
@@ -264,8 +265,8 @@ def test_a_complete_folder_is_returned_without_reading_it(written, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a complete folder was written or read again")
 
-    for name in ("render_scene", "load_digits", "content_hash"):
-        monkeypatch.setattr(scenes, name, refuse)
+    for module, name in ((scenes, "render_scene"), (scenes, "load_digits"), (scene_folder, "content_hash")):
+        monkeypatch.setattr(module, name, refuse)
     assert write_scenes(written.parent, SMALL) == written
 
 

@@ -1,5 +1,7 @@
 """Toy models and strategies that the merging tests share."""
 
+import os
+
 import torch
 from hypothesis import strategies as st
 from torch import nn
@@ -78,3 +80,8 @@ def same_bits(first, second):
 
 def _bytes(tensor):
     return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def leftovers(folder, before):
+    """What a folder holds now and did not hold before."""
+    return sorted(set(os.listdir(folder)) - set(before))

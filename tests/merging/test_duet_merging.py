@@ -111,12 +111,3 @@ def test_exactly_two_models(count):
     base = network(0)
     with pytest.raises(ValueError, match=f"exactly two models, previous and current; got {count}"):
         merging.duet_merging(base, [base] * count)
-
-
-@pytest.mark.parametrize(
-    "options", [{"gamma": -0.1}, {"gamma": 1.1}, {"alpha_base": 2}, {"epsilon": 0.0}, {"scope": "model"}]
-)
-def test_options_out_of_range_are_refused(options):
-    base = network(0)
-    with pytest.raises(ValueError, match=f"option '{next(iter(options))}'"):
-        merging.duet_merging(base, [base, base], **options)

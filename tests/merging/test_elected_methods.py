@@ -155,14 +155,12 @@ def test_dare_with_ties_trims_what_is_left():
     ("options", "error", "message"),
     [
         ({"drop_rate": 1.0}, ValueError, "option 'drop_rate': expected less than 1"),
-        ({"drop_rate": -0.1}, ValueError, "option 'drop_rate'"),
         ({"density": 0.2}, ValueError, "option 'density' belongs to merge_with='ties'"),
-        ({"merge_with": "tie"}, ValueError, "option 'merge_with'.*did you mean 'ties'"),
         ({"seed": [1]}, ValueError, "option 'seed': expected one number for each of the 2 models, got 1"),
         ({"seed": 0.5}, TypeError, "option 'seed': expected a whole number or one per model, got 0.5"),
         ({"seed": True}, TypeError, "option 'seed'"),
     ],
 )
-def test_dare_options_out_of_range_are_refused(options, error, message):
+def test_dare_options_that_cannot_be_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         merging.dare_merging(*family(), **options)

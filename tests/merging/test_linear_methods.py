@@ -171,5 +171,3 @@ def test_slerp_of_the_whole_model_has_one_angle_and_leaves_statistics_straight()
 def test_slerp_takes_exactly_two():
     with pytest.raises(ValueError, match="exactly two models; got 1"):
         merging.slerp_merging(state(0), [state(1)])
-    with pytest.raises(ValueError, match="option 't': expected a number from 0 to 1, got 2"):
-        merging.slerp_merging(state(0), [state(1), state(2)], t=2)

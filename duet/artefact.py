@@ -1,0 +1,191 @@
+"""What is deployed, and what the next update of it needs: four files that a run or an update leaves.
+
+``detector.pt`` is the family's own checkpoint. ``detector.safetensors`` holds the same tensors, those of the model
+before them (for the direction of the last update) and, in its header, the record: classes, tasks, settings, six colour
+numbers per domain. ``detector.json`` is the record to read, with the hashes of the files. ``MODEL_CARD.md`` says it in
+words. No image, label or feature of a training set is in any of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from duet.config import MethodSettings, RunConfig, Section, TrainSettings, validate
+from duet.detectors.base import Detector, DomainStatistics
+from duet.detectors.families import load_pretrained, read_stored, restore_detector, store_detector
+from duet.errors import InputError
+from duet.report.model_card import model_card
+from duet.results import versions
+from duet.series import Series
+from duet.state import read_json, sha256_of, write_atomic, write_json, write_text
+
+RECORD_KEY = "duet_record"
+FILES = ("detector.pt", "detector.safetensors", "MODEL_CARD.md")
+
+Colour = tuple[float, float, float]
+
+
+class TaskRecord(Section):
+    """One task that the detector has learned."""
+
+    domain: str
+    classes: tuple[str, ...]
+    images: int | None = None
+    boxes: int | None = None
+    mean: Annotated[Colour | None, Field(description="of red, green and blue over the training pixels")] = None
+    std: Colour | None = None
+
+    @property
+    def statistics(self) -> DomainStatistics | None:
+        """The domain's colours, or None when nobody measured them."""
+        return None if self.mean is None or self.std is None else DomainStatistics(self.mean, self.std)
+
+
+class Start(Section):
+    """The pretrained weights θ_0."""
+
+    name: str
+    digest: str
+
+
+class Record(Section):
+    """What a deployed detector says of itself."""
+
+    format: Literal["duet-artefact-1"] = "duet-artefact-1"
+    family: str
+    classes: tuple[str, ...]
+    image_size: int | None
+    tasks: tuple[TaskRecord, ...]
+    start: Start
+    seed: int
+    method: MethodSettings
+    train: TrainSettings
+    versions: dict[str, str]
+    scores: Annotated[
+        list[dict[str, Any]], Field(default_factory=list, description="mAP by domain and classes, where measured")
+    ]
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A deployed detector with its record.
+
+    Args:
+        detector: the detector.
+        record: what it says of itself; None for a plain checkpoint.
+        before: θ_s of the model before its last task; empty when that was the first.
+    """
+
+    detector: Detector
+    record: Record | None
+    before: Mapping[str, Tensor]
+
+
+def record_of_run(
+    config: RunConfig, series: Series, metrics: Sequence[Mapping[str, Any]], detector: Detector, start_digest: str
+) -> Record:
+    """The record of a run after its last finished stage.
+
+    Args:
+        config: of the run.
+        series: its tasks.
+        metrics: the content of each finished stage's metrics.json.
+        detector: the detector of the last one.
+        start_digest: digest of the pretrained weights.
+    """
+    joint = config.method.joint
+    tasks = [
+        TaskRecord(domain=task.domain, classes=task.classes, **({} if joint else _training(values)))
+        for task, values in zip(series.tasks, [*metrics] * len(series) if joint else metrics)
+    ]
+    return Record(
+        family=detector.describe().family,
+        classes=detector.classes,
+        image_size=detector.image_size,
+        tasks=tuple(tasks),
+        start=Start(name=config.detector, digest=start_digest),
+        seed=config.seed,
+        method=config.method,
+        train=config.train,
+        versions=versions(),
+        scores=[dict(item) for item in metrics[-1]["stage"]["slices"]],
+    )
+
+
+def _training(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {**metrics["training"], **metrics["statistics"]}
+
+
+def write_artefact(folder: Path, artefact: Artefact) -> None:
+    """Write the four files, each atomically; ``detector.json`` is the last, so that its hashes tell a mixture.
+
+    Raises:
+        OSError: when a file cannot be written; what stood there before stays.
+    """
+    record, detector = artefact.record, artefact.detector
+    plain = record.model_dump(mode="json")
+    extra = {RECORD_KEY: json.dumps(plain, ensure_ascii=False, allow_nan=False)}
+    store_detector(detector, folder / "detector.safetensors", artefact.before, extra)
+    write_atomic(folder / "detector.pt", detector.save_checkpoint)
+    write_text(folder / "MODEL_CARD.md", model_card(plain))
+    hashes = {name: sha256_of(folder / name) for name in FILES}
+    write_json(folder / "detector.json", {**plain, "sha256": hashes})
+
+
+def artefact_is_whole(folder: Path) -> bool:
+    """Whether the four files are there and belong together."""
+    try:
+        hashes = read_json(folder / "detector.json")["sha256"]
+        return all(sha256_of(folder / name) == hashes[name] for name in FILES)
+    except (InputError, OSError, KeyError, TypeError):
+        return False
+
+
+def open_artefact(path: Path) -> Artefact:
+    """Open a deployed detector for its next update.
+
+    Args:
+        path: a folder with ``detector.safetensors``, that file, ``detector.pt`` beside it, or any plain checkpoint.
+
+    Raises:
+        InputError: when a file is missing, damaged, or is not what its record says.
+    """
+    path = _tensors_of(path)
+    if path.suffix != ".safetensors":
+        return Artefact(load_pretrained(str(path)), None, {})
+    stored = read_stored(path)
+    if RECORD_KEY not in stored.header:
+        return Artefact(restore_detector(path), None, {})
+    try:
+        values = json.loads(stored.header[RECORD_KEY])
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, its record is not JSON") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: damaged, its record is no mapping")
+    record = validate(Record, values, f"{path}, record")
+    detector = restore_detector(path)
+    if detector.classes != record.classes:
+        raise InputError(f"{path}: damaged, its record and its tensors name different classes")
+    return Artefact(detector, record, stored.before)
+
+
+def _tensors_of(path: Path) -> Path:
+    """The file to open: beside a ``detector.pt`` that belongs to it, ``detector.safetensors``."""
+    if path.is_dir():
+        inside = path / "detector.safetensors"
+        if not inside.is_file():
+            raise InputError(f"{path}: no detector.safetensors in this folder")
+        return inside
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or folder")
+    beside = path.with_name("detector.safetensors")
+    if path.name == "detector.pt" and beside.is_file() and artefact_is_whole(path.parent):
+        return beside
+    return path

@@ -1,0 +1,187 @@
+"""What a stage adds to a detector's own training; the same for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from duet.config import DirectionalSettings, DistillationSettings
+from duet.detectors.base import DomainStatistics, StageProgress, StageRequest
+from duet.losses.directional import directional_consistency
+
+
+@dataclass
+class StagePlan:
+    """What a stage adds to a plain training; travels with the model into data-parallel workers.
+
+    Args:
+        teacher: frozen network of the previous task, or None.
+        old_classes: number of classes that the teacher knows.
+        distillation: settings, or None.
+        directional: settings, or None.
+        previous: θ_(t−1) by parameter name.
+        direction: v by parameter name.
+        negatives: ``new`` leaves the old classes out of the detector's own class loss.
+        held_rows: parameters whose first ``old_classes`` rows keep their values during the stage.
+        frozen: prefixes of parameter names that stand still, BatchNorm statistics included.
+        freeze_batch_norm: keep all BatchNorm statistics while the weights train.
+        shared_prefixes: prefixes of θ_s, for the learning-rate factor.
+        shared_lr_factor: learning rate of θ_s / lr0.
+        past_domains, own_domain, replay_share: domain-statistics replay.
+        seed: of the replay's choices.
+        progress: called after every step.
+    """
+
+    teacher: nn.Module | None = None
+    old_classes: int = 0
+    distillation: DistillationSettings | None = None
+    directional: DirectionalSettings | None = None
+    previous: Mapping[str, Tensor] = field(default_factory=dict)
+    direction: Mapping[str, Tensor] = field(default_factory=dict)
+    negatives: str = "all"
+    held_rows: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    freeze_batch_norm: bool = False
+    shared_prefixes: tuple[str, ...] = ()
+    shared_lr_factor: float = 1.0
+    past_domains: tuple[DomainStatistics, ...] = ()
+    own_domain: DomainStatistics | None = None
+    replay_share: float = 0.0
+    seed: int = 0
+    progress: Callable[[StageProgress], None] | None = None
+
+
+def stage_plan(
+    request: StageRequest,
+    teacher: nn.Module | None,
+    rows: tuple[str, ...],
+    frozen: tuple[str, ...],
+    shared_prefixes: tuple[str, ...],
+) -> StagePlan:
+    """The plan of a request; of a first stage nothing is added.
+
+    Args:
+        request: the stage.
+        teacher: an independent copy of the teacher's network, or None in the first stage.
+        rows: names of the parameters with one row per class.
+        frozen: prefixes of what stands still.
+        shared_prefixes: prefixes of the backbone and neck.
+    """
+    method = request.method
+    if request.teacher is None:
+        return StagePlan(seed=request.seed, progress=request.progress)
+    hold = method.head == "rows" and method.old_rows == "restore" and method.negatives == "new"
+    return StagePlan(
+        teacher=teacher if method.distillation else None,
+        old_classes=len(request.teacher.classes),
+        distillation=method.distillation,
+        directional=method.directional_consistency if request.directional else None,
+        previous=request.directional.previous if request.directional else {},
+        direction=request.directional.direction if request.directional else {},
+        negatives=method.negatives,
+        held_rows=rows if hold else (),
+        frozen=frozen,
+        freeze_batch_norm=method.batch_norm == "freeze" or request.head_only,
+        shared_prefixes=shared_prefixes,
+        shared_lr_factor=method.shared_lr_factor,
+        past_domains=request.past_domains,
+        own_domain=request.own_domain,
+        replay_share=method.replay.share if method.replay else 0.0,
+        seed=request.seed,
+        progress=request.progress,
+    )
+
+
+class AddedLosses:
+    """Distillation and directional consistency of one stage, each listed by name.
+
+    Args:
+        plan: what the stage adds.
+        model: the network in training.
+        distill: (student's raw outputs, images) → distillation loss.
+        scale: factor of the added losses: 1, or the batch size where the family's own loss is multiplied by it.
+    """
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        model: nn.Module,
+        distill: Callable[[object, Tensor], Tensor],
+        scale: Callable[[Tensor], float],
+    ) -> None:
+        self.plan, self.distill, self.scale = plan, distill, scale
+        self.largest: dict[str, float] = {}
+        self.current, self.previous, self.direction = _aligned(plan, model) if plan.directional else ([], [], [])
+
+    def __call__(self, outputs: object, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The weighted terms, each of shape (1,), and the listed items: value and weighted value of each."""
+        terms: list[Tensor] = []
+        items: dict[str, Tensor] = {}
+        for name, value, weight in self._values(outputs, images):
+            terms.append((weight * value * self.scale(images)).view(1))
+            items[f"{name}_loss"] = value.detach()
+            items[f"{name}_weighted"] = weight * value.detach()
+            self.largest[name] = max(self.largest.get(name, 0.0), float(value.detach()))
+        return terms, items
+
+    def refuse_dead(self, steps: int) -> None:
+        """Fail when a loss that is switched on was zero in every step.
+
+        Raises:
+            RuntimeError: naming the loss.
+        """
+        for name, settings in (("distill", self.plan.distillation), ("dc", self.plan.directional)):
+            if settings is not None and self.largest.get(name, 0.0) == 0.0:
+                raise RuntimeError(
+                    f"the {name} loss is switched on and stayed exactly zero for {steps} steps; "
+                    f"nothing of the model it holds on to has moved"
+                )
+
+    def _values(self, outputs: object, images: Tensor):
+        if self.plan.distillation is not None:
+            yield "distill", self.distill(outputs, images), self.plan.distillation.weight
+        if self.plan.directional is not None:
+            settings = self.plan.directional
+            value = directional_consistency(self.current, self.previous, self.direction, settings.granularity)
+            yield "dc", value, settings.weight
+
+
+class HeldRows:
+    """Keeps the old class rows of a head at their values; weight decay moves what has no gradient."""
+
+    def __init__(self, plan: StagePlan, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters())
+        tensors = [parameters[name] for name in plan.held_rows]
+        self.rows = [(tensor, tensor.detach()[: plan.old_classes].clone()) for tensor in tensors]
+
+    def before_step(self) -> None:
+        """Take the old rows' gradients away."""
+        for tensor, rows in self.rows:
+            if tensor.grad is not None:
+                tensor.grad[: len(rows)] = 0
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Put the old rows back."""
+        for tensor, rows in self.rows:
+            tensor[: len(rows)] = rows
+
+
+def _aligned(plan: StagePlan, model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    parameters = dict(model.named_parameters())
+    missing = [key for key in plan.previous if key not in parameters or key not in plan.direction]
+    if missing or not plan.previous:
+        raise RuntimeError(
+            f"directional consistency: {len(missing)} of {len(plan.previous)} shared parameters match nothing in the "
+            f"model{', for example ' + repr(missing[0]) if missing else ''}"
+        )
+    keys = [key for key in plan.previous if parameters[key].requires_grad]
+    device = next(model.parameters()).device
+    return (
+        [parameters[key] for key in keys],
+        [plan.previous[key].to(device) for key in keys],
+        [plan.direction[key].to(device) for key in keys],
+    )

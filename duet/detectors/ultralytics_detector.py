@@ -1,0 +1,115 @@
+"""What all detectors of Ultralytics share behind the detector contract."""
+
+from __future__ import annotations
+
+import copy
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from ultralytics.engine.predictor import BasePredictor
+from ultralytics.nn.tasks import DetectionModel
+
+from duet.config import EvaluationSettings
+from duet.detectors.base import Detections, StageOutcome, StageRequest
+from duet.detectors.module_detector import ModuleDetector
+from duet.detectors.ultralytics_predict import letterboxed, predict_images
+from duet.detectors.ultralytics_training import StageTraining, run_stage, squared_gradients, trainer_settings
+
+
+class UltralyticsDetector(ModuleDetector):
+    """A detection network of Ultralytics; the head is its last module.
+
+    Args:
+        model: Ultralytics detection model.
+    """
+
+    family: ClassVar[str]
+    trainer: ClassVar[type[StageTraining]]
+    predictor: ClassVar[type[BasePredictor]]
+    stretched: ClassVar[bool] = False  # whether inputs are stretched to a square instead of letterboxed
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the outputs."""
+        return tuple(self.model.names[index] for index in range(len(self.model.names)))
+
+    @property
+    def head(self) -> nn.Module:
+        """The last module."""
+        return self.model.model[-1]
+
+    @property
+    def head_prefix(self) -> str:
+        """What the names of the head's tensors start with."""
+        return f"model.{len(self.model.model) - 1}."
+
+    @property
+    def body_prefixes(self) -> tuple[str, ...]:
+        """Every module but the last."""
+        return tuple(f"model.{index}." for index in range(len(self.model.model) - 1))
+
+    def train_stage(self, request: StageRequest) -> StageOutcome:
+        """Train through the Ultralytics trainer and take over its EMA weights."""
+        threads = request.train.threads or os.cpu_count() or 1
+        plan, settings = self._plan(request), trainer_settings(request)
+        averaged, losses, seconds = run_stage(self.trainer, self.model, plan, settings, threads)
+        self.model.load_state_dict(averaged.float().state_dict())
+        self.model.requires_grad_(True)
+        self._image_size = request.train.image_size
+        return StageOutcome(tuple(losses), seconds)
+
+    def squared_gradients(self, request: StageRequest) -> dict[str, Tensor]:
+        """Through the Ultralytics trainer's data and loss."""
+        threads = request.train.threads or os.cpu_count() or 1
+        return squared_gradients(self.trainer, self.clone().model, trainer_settings(request), threads)
+
+    def predict(
+        self, images: Sequence[Path], image_size: int, settings: EvaluationSettings
+    ) -> Iterator[tuple[Path, Detections]]:
+        """Ultralytics' own predictor, so that the boxes are those that a deployed checkpoint gives."""
+        yield from predict_images(self.predictor, self.model, self.classes, images, image_size, settings)
+
+    @torch.no_grad()
+    def estimate_batch_norm(self, images: Iterable[Path], image_size: int) -> None:
+        """Re-estimate running means and variances as averages over the given images."""
+        from merging.batch_norm import reestimate
+
+        reestimate(self.model, letterboxed(images, image_size, self.stretched))
+
+    def save_checkpoint(self, path: Path) -> None:
+        """A plain Ultralytics checkpoint in float32; ``YOLO(path)`` opens it without this package."""
+        model = copy.deepcopy(self.model).eval().requires_grad_(False)
+        model.criterion = None
+        model.args = {"imgsz": self.image_size or 640, "task": "detect"}
+        model.task = "detect"
+        torch.save(
+            {
+                "model": model,
+                "ema": None,
+                "epoch": -1,
+                "train_args": {"imgsz": self.image_size or 640, "task": "detect"},
+            },
+            path,
+        )
+
+    @abstractmethod
+    def _resize_rows(self, head: nn.Module, count: int, keep: int, generator: torch.Generator) -> None:
+        """Give a head ``count`` classes, of which the first ``keep`` are the old ones, in place."""
+
+    def _with_rows(self, classes: Sequence[str], seed: int, keep: int = 0) -> Self:
+        model = copy.deepcopy(self.model)
+        self._resize_rows(model.model[-1], len(classes), keep, torch.Generator().manual_seed(seed))
+        name_classes(model, classes)
+        return self._wrapping(model)
+
+
+def name_classes(model: DetectionModel, classes: Sequence[str]) -> None:
+    """Write class names and their count into a network, its head apart."""
+    model.names = dict(enumerate(classes))
+    model.nc = len(classes)
+    model.yaml = {**model.yaml, "nc": len(classes)}

@@ -1,0 +1,318 @@
+"""One stage of incremental training through the Ultralytics trainers.
+
+The trainers' augmentation, AMP, EMA, schedulers, loggers and data-parallel workers are used as they are. What is added
+stands in one place each: the losses in ``StageLoss``, frozen parts and learning rates in ``StageTraining``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
+from ultralytics.utils.torch_utils import unwrap_model
+
+from duet.detectors.base import StageProgress, StageRequest
+from duet.detectors.replay import recolour
+from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan
+
+# At the first step teacher and student are equal and the warm-up's learning rate is zero, so that both added losses
+# are rightly zero; after a few steps they cannot be.
+STEPS_UNTIL_MOVED = 4
+SURELY_MOVED = 50
+
+# Every image once and alone, as it is.
+ONE_BY_ONE = {
+    "batch": 1,
+    "nbs": 1,
+    "epochs": 1,
+    "mosaic": 0.0,
+    "fliplr": 0.0,
+    "translate": 0.0,
+    "scale": 0.0,
+    "hsv_h": 0.0,
+    "hsv_s": 0.0,
+    "hsv_v": 0.0,
+}
+
+
+class StageLoss:
+    """Stands in for ``model.loss``: the detector's own loss plus what the stage adds, each listed by name.
+
+    Args:
+        model: Ultralytics detection model; its head's raw outputs are caught as they pass.
+        added: the losses of the stage.
+    """
+
+    def __init__(self, model: nn.Module, added: AddedLosses) -> None:
+        self.model, self.added = model, added
+        self.outputs: Any = None
+        self.catch = model.model[-1].register_forward_hook(self._keep)
+
+    def __call__(self, batch: dict, preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss (a vector of terms) and its items by name."""
+        loss, items = type(self.model).loss(self.model, batch, preds)
+        terms, listed = self.added(self.outputs, batch["img"])
+        self.outputs = None
+        return torch.cat([loss.reshape(-1), *terms]), {**items, **listed}
+
+    def _keep(self, head: nn.Module, inputs: tuple, outputs: Any) -> None:
+        self.outputs = outputs
+
+
+class StageTraining:
+    """A stage plan for an Ultralytics detection trainer; comes before the trainer's class in a family's own trainer.
+
+    The plan is taken from ``model.stage_plan``, so that it reaches data-parallel workers with the model. There is no
+    validation inside a stage: detectors are scored by the learner, on slices.
+    """
+
+    def __init__(self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None) -> None:
+        super().__init__(cfg, overrides, _callbacks)
+        self.plan = StagePlan()
+        self.history: list[dict[str, float]] = []
+        self.steps_done = 0
+
+    def own_loss(self, model: nn.Module) -> Callable:
+        """The criterion of the detector's own loss under the plan; a family overrides it."""
+        return model.init_criterion()
+
+    def distill(self, outputs: Any, taught: Any) -> Tensor:
+        """Distillation of the student's raw outputs from the teacher's; a family defines it."""
+        raise NotImplementedError
+
+    def loss_scale(self, images: Tensor) -> float:
+        """Factor of the added losses; the YOLO criterion multiplies its own by the batch size."""
+        return 1.0
+
+    def _setup_train(self) -> None:
+        self.plan = self.model.__dict__.pop("stage_plan", self.plan)
+        # Ultralytics freezes by substring of the parameter's name; anchored prefixes cannot hit another layer.
+        self.args.freeze = [name.removeprefix("model.").rstrip(".") for name in self.plan.frozen] or None
+        super()._setup_train()
+        model = unwrap_model(self.model)
+        if self.plan.teacher is not None:
+            raw_outputs(self.plan.teacher.to(self.device))
+        # After the EMA copy was made: the copy must not carry a teacher.
+        model.criterion = self.own_loss(model)
+        self._added = AddedLosses(self.plan, model, self._distill_batch, self.loss_scale)
+        model.loss = StageLoss(model, self._added)
+        self._held = HeldRows(self.plan, model)
+        self._generator = torch.Generator().manual_seed(self.plan.seed)
+
+    def _distill_batch(self, outputs: Any, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            taught = self.plan.teacher(images)
+        return self.distill(outputs, taught)
+
+    def build_optimizer(self, model: nn.Module, *args, **kwargs) -> torch.optim.Optimizer:
+        """Ultralytics' optimizer; parameters of θ_s move into groups of their own with their learning rate."""
+        optimizer = super().build_optimizer(model, *args, **kwargs)
+        if self.plan.shared_lr_factor == 1.0:
+            return optimizer
+        shared = {
+            id(value)
+            for name, value in unwrap_model(model).named_parameters()
+            if name.startswith(self.plan.shared_prefixes)
+        }
+        if not shared:
+            raise RuntimeError(f"shared learning rate: no parameter starts with {self.plan.shared_prefixes}")
+        for group in list(optimizer.param_groups):
+            slow = [value for value in group["params"] if id(value) in shared]
+            group["params"] = [value for value in group["params"] if id(value) not in shared]
+            optimizer.add_param_group({**group, "params": slow, "lr": group["lr"] * self.plan.shared_lr_factor})
+        return optimizer
+
+    def _model_train(self) -> None:
+        super()._model_train()
+        if self.plan.freeze_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def preprocess_batch(self, batch: dict) -> dict:
+        """Ultralytics' preprocessing, then domain-statistics replay on part of the batch."""
+        batch = super().preprocess_batch(batch)
+        if self.plan.past_domains and self.plan.own_domain is not None:
+            recolour(
+                batch["img"],
+                self.plan.own_domain,
+                self.plan.past_domains,
+                self.plan.replay_share,
+                self._generator,
+            )
+        return batch
+
+    def optimizer_step(self) -> None:
+        """One step in which held rows stand still."""
+        self._held.before_step()
+        super().optimizer_step()
+        self._held.after_step()
+
+    def validate(self) -> tuple[dict, float]:
+        """No validation inside a stage; a finite constant keeps the trainer's NaN recovery and checkpoints at work."""
+        self.best_fitness = 0.0
+        return {}, 0.0
+
+    def final_eval(self) -> None:
+        """Nothing: the learner evaluates the merged detector."""
+
+    def save_metrics(self, metrics: dict) -> None:
+        """Write results.csv as Ultralytics does, keep the losses for the report, and refuse a dead loss."""
+        self.history.append({name: float(value) for name, value in self.tloss.items()})
+        broken = [name for name, value in self.history[-1].items() if value != value or abs(value) == float("inf")]
+        if broken:
+            raise RuntimeError(f"epoch {self.epoch + 1}: {broken[0]} is not finite; a smaller train.lr0 may help")
+        last = self.epoch + 1 >= self.epochs
+        if self.steps_done >= (STEPS_UNTIL_MOVED if last else SURELY_MOVED):
+            self._added.refuse_dead(self.steps_done)
+        super().save_metrics(metrics)
+
+
+def raw_outputs(model: nn.Module) -> None:
+    """Make a frozen network give raw outputs: its head as in training, BatchNorm and dropout as at inference."""
+    model.eval().requires_grad_(False)
+    for module in model.model[-1].modules():
+        module.training = not isinstance(module, (nn.BatchNorm2d, nn.Dropout))
+
+
+def report_progress(trainer: StageTraining) -> None:
+    """Trainer callback: tell the stage's progress function about a finished step."""
+    trainer.steps_done += 1
+    if trainer.plan.progress is not None and RANK in {-1, 0}:
+        trainer.plan.progress(
+            StageProgress(
+                step=trainer.steps_done,
+                steps=len(trainer.train_loader) * trainer.epochs,
+                epoch=trainer.epoch + 1,
+                epochs=trainer.epochs,
+                losses={name: float(value) for name, value in trainer.tloss.items()},
+            )
+        )
+
+
+def run_stage(
+    trainer_class: type[StageTraining], model: nn.Module, plan: StagePlan, overrides: dict, threads: int
+) -> tuple[nn.Module, list[dict[str, float]], float]:
+    """Train a copy-free stage.
+
+    Args:
+        trainer_class: the family's trainer.
+        model: Ultralytics detection model; its weights after the call are the last step's, not the average.
+        plan: what the stage adds.
+        overrides: settings of the Ultralytics trainer.
+        threads: CPU threads; Ultralytics would leave one core idle.
+
+    Returns:
+        The averaged (EMA) network, the mean losses of each epoch, and the seconds of the training loop.
+    """
+    with _quiet():
+        try:
+            trainer = trainer_class(overrides=overrides)
+            trainer.add_callback("on_train_batch_end", report_progress)
+            model.stage_plan = plan
+            trainer.model = model
+            torch.set_num_threads(threads)
+            started = time.perf_counter()
+            trainer.train()
+            return trainer.ema.ema, trainer.history, time.perf_counter() - started
+        finally:
+            _restore(model)
+
+
+def squared_gradients(
+    trainer_class: type[StageTraining], model: nn.Module, overrides: dict, threads: int
+) -> dict[str, Tensor]:
+    """The squared gradient of the detector's own loss by parameter name, mean over the training images.
+
+    Args:
+        trainer_class: the family's trainer.
+        model: Ultralytics detection model; used up.
+        overrides: settings of the Ultralytics trainer; batch and augmentation are replaced.
+        threads: CPU threads.
+    """
+    with _quiet():
+        trainer = trainer_class(overrides={**overrides, **ONE_BY_ONE})
+        trainer.model = model
+        trainer._setup_train()
+        torch.set_num_threads(threads)
+        raw_outputs(model)
+        model.training = True  # for Ultralytics' loss, which asks the outermost module whether outputs are raw
+        model.requires_grad_(True)
+        named = dict(model.named_parameters())
+        sums = {name: torch.zeros_like(value) for name, value in named.items()}
+        for batch in trainer.train_loader:
+            model.zero_grad()
+            model(trainer.preprocess_batch(batch))[0].sum().backward()
+            for name, value in named.items():
+                if value.grad is not None:
+                    sums[name] += value.grad.square()
+    return {name: (value / len(trainer.train_loader)).cpu() for name, value in sums.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
+
+
+def _restore(model: nn.Module) -> None:
+    """Take the stage's losses and plan off a network."""
+    stage_loss = model.__dict__.pop("loss", None)
+    if stage_loss is not None:
+        stage_loss.catch.remove()
+    model.__dict__.pop("stage_plan", None)
+    model.__dict__.pop("class_weights", None)
+    model.criterion = None
+
+
+def trainer_settings(request: StageRequest) -> dict:
+    """The Ultralytics trainer's settings for a stage."""
+    settings = request.train
+    later = request.teacher is not None and request.method.weight_decay is not None
+    return {
+        "model": "yolo11n.yaml",  # only a label: the network is handed over as a module
+        "data": str(request.data),
+        "epochs": request.epochs,
+        "batch": settings.batch,
+        "nbs": settings.batch,
+        "imgsz": settings.image_size,
+        "optimizer": settings.optimizer,
+        "lr0": settings.lr0,
+        "lrf": settings.lrf,
+        "cos_lr": settings.cos_lr,
+        "momentum": settings.momentum,
+        "weight_decay": request.method.weight_decay if later else settings.weight_decay,
+        "warmup_epochs": min(settings.warmup_epochs, request.epochs / 2),
+        "warmup_bias_lr": 0.0,
+        "mosaic": settings.mosaic,
+        "close_mosaic": settings.close_mosaic,
+        "fliplr": settings.fliplr,
+        "translate": settings.translate,
+        "scale": settings.scale,
+        "hsv_h": settings.hsv_h,
+        "hsv_s": settings.hsv_s,
+        "hsv_v": settings.hsv_v,
+        "device": settings.device,
+        "workers": settings.workers,
+        "amp": settings.amp,
+        "seed": request.seed,
+        "deterministic": True,
+        "project": str(request.folder.parent.resolve()),
+        "name": request.folder.name,
+        "exist_ok": True,
+        "plots": False,
+        "val": False,
+        "save": False,
+        "verbose": False,
+        "patience": 0,
+    }
