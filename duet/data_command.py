@@ -165,6 +165,27 @@ def new_series(
     Console().print(f"Series: {out}   Next: duet data check {out}", soft_wrap=True, highlight=False)
 
 
+@data.command()
+def sheet(
+    out: Annotated[Path, typer.Option(help="The PNG file; replaced.")],
+    picture: Annotated[Path | None, typer.Argument(help="A picture; scikit-learn's photograph by default.")] = None,
+    width: Annotated[int, typer.Option(help="Width of each drawing, pixels.", min=32)] = 240,
+    strength: Annotated[float, typer.Option(help="0 (the picture itself) to 1.5.", min=0, max=1.5)] = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Draw one picture in every domain shift, on one sheet."""
+    from duet.datasets.pictures import read_bgr
+    from duet.datasets.shifted import Shift
+    from duet.report.sample_pages import shift_sheet
+
+    if picture is None:
+        import sklearn.datasets
+
+        picture = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
+    shift_sheet(read_bgr(picture), out, width, Shift("clear", seed, strength))
+    Console().print(str(out), soft_wrap=True, highlight=False)
+
+
 def counts_table(result: CheckResult, classes: Sequence[str]) -> Table:
     """Images and boxes of every domain and split, and boxes by class; ignored ones stand behind a plus.
 

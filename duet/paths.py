@@ -15,7 +15,7 @@ def project_root() -> Path | None:
 
 
 def data_folder(kind: str) -> Path:
-    """The folder of the shipped data files of one kind, ``series`` or ``weights``."""
+    """The folder of the shipped data files of one kind: ``series``, ``published`` or ``weights``."""
     root = project_root()
     if root is None:
         return _PACKAGE / "_data" / kind

@@ -1,6 +1,7 @@
 """Shared fixtures: a cache of the tests' own, the pretrained weights when they are there, and a command."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,18 @@ def pretrained_weights() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory) -> Path:
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory) -> Iterator[Path]:
     """A cache folder for all tests of a session, away from the user's."""
-    return tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DUET_CACHE", str(folder))
+        yield folder
 
 
-@pytest.fixture(autouse=True)
-def cache(shared_cache, monkeypatch) -> Path:
-    monkeypatch.setenv("DUET_CACHE", str(shared_cache))
+@pytest.fixture
+def cache(shared_cache) -> Path:
+    """The same folder, for tests that look into it."""
     return shared_cache
 
 

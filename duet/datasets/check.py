@@ -78,7 +78,7 @@ def check_series(source: SeriesFile, progress: Progress | None = None) -> CheckR
     Raises:
         InputError: when the series is made of generated scenes.
     """
-    if source.section.scenes is not None:
+    if source.generated:
         raise InputError(f"{source.path}: the series is made of generated scenes, there is nothing to check")
     report = FaultList()
     splits = [split for name in source.section.domains for split in _domain(source, name, report, progress)]

@@ -17,9 +17,10 @@ from xml.sax.saxutils import escape
 
 import yaml
 
+from duet.datasets.columns import DIGITS
 from duet.datasets.dataset_folder import ALL
 from duet.datasets.images import LabelledImage
-from duet.datasets.index import CLASSES_FILE, DIGITS
+from duet.datasets.readers import CLASSES_FILE
 from duet.datasets.source import Format
 from duet.errors import InputError
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from duet.datasets.coco import CocoFile
 from duet.datasets.faults import refuse
 from duet.datasets.images import LabelledImage
-from duet.datasets.index import CLASSES_FILE, Progress, read_source
+from duet.datasets.index import Progress, read_source
 from duet.datasets.pictures import folder_names
+from duet.datasets.readers import CLASSES_FILE
 from duet.datasets.source import Format, Source
 from duet.datasets.voc import SUFFIX as VOC_SUFFIX
 from duet.datasets.voc import names_in_voc

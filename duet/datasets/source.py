@@ -62,7 +62,7 @@ def chosen_images(source: Source, report: Report) -> list[str]:
     found = image_names(source.images)
     stems: dict[str, str] = {}
     for name in found:
-        other = stems.setdefault(os.path.splitext(name)[0], name)
+        other = stems.setdefault(stem_of(name), name)
         if other is not name:
             what = f"has the same stem as {other}, and so the same label file"
             report(Fault(Level.ERROR, str(source.images / name), what))
@@ -99,6 +99,11 @@ def listed_images(listed: Path, found: Iterable[str], report: Report) -> list[st
     return sorted(chosen)
 
 
+def stem_of(name: str) -> str:
+    """An image name without its suffix."""
+    return name.rpartition(".")[0]
+
+
 def _keys(name: str) -> tuple[str, str]:
     base = name.rpartition("/")[2]
-    return base, os.path.splitext(base)[0]
+    return base, stem_of(base)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from duet.datasets.dataset_folder import DatasetFolder
 from duet.datasets.faults import refuse
-from duet.datasets.index import open_reader
+from duet.datasets.readers import open_reader
 from duet.datasets.source import Source
 from duet.errors import InputError
 from duet.state import write_text

@@ -17,6 +17,7 @@ from PIL import Image
 from duet.report import plots
 from duet.report.drawing import DrawnBox, ScenePanel, class_colours, draw_truth, draw_verdict, judge, text_colour
 from duet.report.figures import to_svg
+from duet.report.published import published_rows
 from duet.report.rows import (
     INDEX_NAMES,
     MEAN_MAP,
@@ -114,6 +115,7 @@ def _measurements(results: Mapping[str, Any]) -> dict[str, Any]:
             for key in ("ri", "gi")
             for term in block.get(key) or ()
         ],
+        "published": published_rows(results),
         "skipped": skipped_lines(results),
         "own_images": ((results.get("settings") or {}).get("evaluation") or {}).get("drop_images_without_class", False),
         "few_boxes": few_boxes_lines(results),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from duet.datasets.domains import SHIFTS, apply_shift
 from duet.datasets.images import LabelledImage
 from duet.datasets.pictures import read_bgr
+from duet.datasets.shifted import Shift
 from duet.report.drawing import DrawnBox, class_colours, draw_truth
 from duet.state import write_atomic
 
@@ -53,6 +56,25 @@ def sample_page(
     return len(chosen)
 
 
+def shift_sheet(image_bgr: np.ndarray, path: Path, width: int, settings: Shift) -> None:
+    """Draw a picture in every domain shift, each with its name, in few enough colours for a small file.
+
+    Args:
+        image_bgr: ``(H, W, 3)`` uint8.
+        path: the PNG file; replaced.
+        width: of each drawing in pixels.
+        settings: seed and strength; its name is not used.
+    """
+    height = round(image_bgr.shape[0] * width / image_bgr.shape[1])
+    small = cv2.resize(image_bgr, (width, height), interpolation=cv2.INTER_AREA)
+    drawings = []
+    for name in SHIFTS:
+        drawn = apply_shift(small, name, seed=settings.seed, strength=settings.strength)
+        drawings.append(_named(Image.fromarray(np.ascontiguousarray(drawn[..., ::-1])), name))
+    page = contact_sheet(drawings, columns=4).quantize(256, dither=Image.Dither.NONE)
+    write_atomic(path, lambda temporary: page.save(temporary, "PNG", optimize=True))
+
+
 def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = _GAP) -> Image.Image:
     """Pictures in rows, each in the middle of a cell of equal size."""
     columns = min(columns, len(pictures))
@@ -64,6 +86,14 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = _GAP
         left = gap + number % columns * (width + gap) + (width - picture.width) // 2
         top = gap + number // columns * (height + gap) + (height - picture.height) // 2
         sheet.paste(picture, (left, top))
+    return sheet
+
+
+def _named(picture: Image.Image, name: str) -> Image.Image:
+    font = ImageFont.load_default(size=13)
+    sheet = Image.new("RGB", (picture.width, picture.height + 20), _PAPER)
+    sheet.paste(picture, (0, 0))
+    ImageDraw.Draw(sheet).text((2, picture.height + 3), name, fill="#333333", font=font)
     return sheet
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from data_trees import picture, voc_tree, voc_xml
 
-from duet.datasets import index
+from duet.datasets import index, readers
 from duet.datasets.index import read_source
 from duet.datasets.source import Source
 from duet.errors import InputError
@@ -21,13 +21,13 @@ def source(tmp_path):
 def parsed(monkeypatch):
     """Counts the label files that are parsed."""
     seen = []
-    parse = index.parse_voc
+    parse = readers.parse_voc
 
     def counting(data, file, *rest):
         seen.append(os.path.basename(file))
         return parse(data, file, *rest)
 
-    monkeypatch.setattr(index, "parse_voc", counting)
+    monkeypatch.setattr(readers, "parse_voc", counting)
     return seen
 
 
@@ -89,3 +89,18 @@ def test_progress_is_told_while_an_index_is_made(source):
     read_source(source, lambda done, total: told.append((done, total)))
     read_source(source, lambda done, total: told.append("again"))
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_several_processes_read_the_same_and_name_the_first_fault(source, monkeypatch, cache):
+    alone = read_source(source)
+    for path in (cache / "indexes").iterdir():
+        path.unlink()
+    monkeypatch.setattr(index, "PART", 1)
+    monkeypatch.setattr(index, "_cores", lambda: 2)
+    told = []
+    same(alone, read_source(source, lambda done, total: told.append((done, total))))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    (source.labels / "b.xml").write_text("")
+    (source.labels / "c.xml").write_text("")
+    with pytest.raises(InputError, match=r"b\.xml, line 1: an empty file"):
+        read_source(source)
