@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from duet.datasets.annotation import Row, checked_box, known_name
 from duet.datasets.faults import Fault, Level, Report
 from duet.datasets.source import Source
+from duet.documents import parse_json
 from duet.errors import InputError
 
 
@@ -85,12 +85,7 @@ class CocoFile:
 
 
 def _document(data: bytes, file: Path) -> dict[str, list[Mapping[str, Any]]]:
-    try:
-        document = json.loads(data)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not a UTF-8 text file ({error.reason})") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
+    document = parse_json(data, str(file))
     for key in ("images", "annotations", "categories"):
         items = document.get(key) if isinstance(document, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import yaml
-
 from duet.datasets.annotation import Box, Row, checked_box, known_name
 from duet.datasets.faults import Fault, Level, Report
 from duet.datasets.source import Source, read_text
+from duet.documents import parse_yaml
 from duet.errors import InputError
 
 SUFFIX = ".txt"
@@ -79,11 +78,7 @@ def read_data_yaml(path: Path) -> tuple[tuple[str, ...], dict[str, Source]]:
     Raises:
         InputError: naming the file and what is missing in it.
     """
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML") from error
+    values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict) or "names" not in values:
         raise InputError(f"{path}: key 'names' is missing, is it an Ultralytics data file?")
     listed = values["names"]
