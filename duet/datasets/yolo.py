@@ -82,8 +82,10 @@ def read_data_yaml(path: Path) -> tuple[tuple[str, ...], dict[str, Source]]:
     if not isinstance(values, dict) or "names" not in values:
         raise InputError(f"{path}: key 'names' is missing, is it an Ultralytics data file?")
     listed = values["names"]
+    if not isinstance(listed, list | dict):
+        raise InputError(f"{path}: key 'names' is {listed!r}: expected a list of names, or indices to names")
     if isinstance(listed, dict):
-        if sorted(listed) != list(range(len(listed))):
+        if set(listed) != set(range(len(listed))):
             raise InputError(f"{path}: key 'names': expected the indices 0 to {len(listed) - 1}")
         listed = [listed[index] for index in range(len(listed))]
     names = checked_names([str(name) for name in listed or ()], f"{path}: key 'names'")
