@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +27,7 @@ from duet.series import Series
 from duet.state import read_json, sha256_of, write_atomic, write_json, write_text
 
 RECORD_KEY = "duet_record"
+BESIDE = ("before", "base")  # what is stored beside the detector's own tensors
 FILES = ("detector.pt", "detector.safetensors", "MODEL_CARD.md")
 
 Colour = tuple[float, float, float]
@@ -81,11 +82,13 @@ class Artefact:
         detector: the detector.
         record: what it says of itself; None for a plain checkpoint.
         before: θ_s of the model before its last task; empty when that was the first.
+        base: θ_0, where no pretrained weights of a name hold it; else empty.
     """
 
     detector: Detector
     record: Record | None
-    before: Mapping[str, Tensor]
+    before: Mapping[str, Tensor] = field(default_factory=dict)
+    base: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def record_of_run(
@@ -132,7 +135,8 @@ def write_artefact(folder: Path, artefact: Artefact) -> None:
     record, detector = artefact.record, artefact.detector
     plain = record.model_dump(mode="json")
     extra = {RECORD_KEY: json.dumps(plain, ensure_ascii=False, allow_nan=False)}
-    store_detector(detector, folder / "detector.safetensors", artefact.before, extra)
+    beside = {f"{name}.{key}": value for name in BESIDE for key, value in getattr(artefact, name).items()}
+    store_detector(detector, folder / "detector.safetensors", beside, extra)
     write_atomic(folder / "detector.pt", detector.save_checkpoint)
     write_text(folder / "MODEL_CARD.md", model_card(plain))
     hashes = {name: sha256_of(folder / name) for name in FILES}
@@ -159,10 +163,10 @@ def open_artefact(path: Path) -> Artefact:
     """
     path = _tensors_of(path)
     if path.suffix != ".safetensors":
-        return Artefact(load_pretrained(str(path)), None, {})
+        return Artefact(load_pretrained(str(path)), None)
     stored = read_stored(path)
     if RECORD_KEY not in stored.header:
-        return Artefact(restore_detector(path), None, {})
+        return Artefact(restore_detector(path), None)
     try:
         values = json.loads(stored.header[RECORD_KEY])
     except (json.JSONDecodeError, RecursionError) as error:
@@ -173,7 +177,11 @@ def open_artefact(path: Path) -> Artefact:
     detector = restore_detector(path)
     if detector.classes != record.classes:
         raise InputError(f"{path}: damaged, its record and its tensors name different classes")
-    return Artefact(detector, record, stored.before)
+    return Artefact(detector, record, *(_named(stored.beside, name) for name in BESIDE))
+
+
+def _named(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _tensors_of(path: Path) -> Path:

@@ -17,6 +17,7 @@ from duet.errors import InputError
 from duet.evaluate_command import evaluate
 from duet.inspect_command import inspect
 from duet.merge_command import merge
+from duet.update_command import update
 
 app = typer.Typer(
     help="Teach a deployed object detector new classes in a new domain, without the old pictures.",
@@ -102,6 +103,7 @@ def weights(
 app.command(name="evaluate")(evaluate)
 app.command(name="inspect")(inspect)
 app.command(name="merge")(merge)
+app.command(name="update")(update)
 app.add_typer(data, name="data")
 
 
@@ -137,7 +139,7 @@ def main(command: str | None = None) -> None:
     Args:
         command: the subcommand of a file in ``tools/``; None takes it from the arguments.
     """
-    arguments = _repeated("--models", sys.argv[1:])
+    arguments = _repeated("--classes", _repeated("--models", sys.argv[1:]))
     try:
         app(args=arguments if command is None else [command, *arguments])
     except InputError as error:

@@ -22,7 +22,7 @@ from duet.errors import InputError, nearest
 from duet.state import write_atomic
 from duet.weights import find_weights
 
-BEFORE = "before."  # prefix of the tensors of the model before a stored one
+BESIDE = "beside."  # prefix of tensors that are not the detector's own
 
 ARCHITECTURES = Path(__file__).parent / "models"
 
@@ -89,18 +89,18 @@ class Stored:
     Args:
         header: the file's metadata.
         state: the detector's tensors.
-        before: tensors of the model before it, where they were stored.
+        beside: further tensors that were stored with it.
     """
 
     header: Mapping[str, str]
     state: dict[str, Tensor]
-    before: dict[str, Tensor]
+    beside: dict[str, Tensor]
 
 
 def store_detector(
     detector: Detector,
     path: Path,
-    before: Mapping[str, Tensor] | None = None,
+    beside: Mapping[str, Tensor] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write a detector as safetensors; its description stands in the file's metadata.
@@ -108,7 +108,7 @@ def store_detector(
     Args:
         detector: the detector.
         path: the file.
-        before: tensors of the model before it, kept beside its own.
+        beside: further tensors to keep with its own.
         notes: further entries of the metadata.
     """
     description = detector.describe()
@@ -123,7 +123,7 @@ def store_detector(
         ),
     }
     state = {key: value.contiguous() for key, value in detector.state().items()}
-    state.update({f"{BEFORE}{key}": value.contiguous() for key, value in (before or {}).items()})
+    state.update({f"{BESIDE}{key}": value.contiguous() for key, value in (beside or {}).items()})
     write_atomic(path, lambda temporary: save_file(state, temporary, metadata={**(notes or {}), **header}))
 
 
@@ -158,8 +158,8 @@ def read_stored(path: Path) -> Stored:
     header, tensors = _read(path)
     if header.get("format") != "duet-detector-1":
         raise InputError(f"{path}: not a stored detector")
-    before = {key.removeprefix(BEFORE): value for key, value in tensors.items() if key.startswith(BEFORE)}
-    return Stored(header, {key: value for key, value in tensors.items() if not key.startswith(BEFORE)}, before)
+    beside = {key.removeprefix(BESIDE): value for key, value in tensors.items() if key.startswith(BESIDE)}
+    return Stored(header, {key: value for key, value in tensors.items() if not key.startswith(BESIDE)}, beside)
 
 
 def store_tensors(state: Mapping[str, Tensor], path: Path) -> None:
