@@ -25,7 +25,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a detector on the test pictures of every domain of a series; nothing is trained."""
-    from duet.config import EvaluationSettings, parse_assignments, validate
+    from duet.config import EvaluationSettings, overlay, parse_assignments, validate
+    from duet.datasets.series_file import find_series
     from duet.detectors.families import load_pretrained
     from duet.monitor import ConsoleMonitor
     from duet.report.tables import grid_table
@@ -35,7 +36,8 @@ def evaluate(
     unknown = [key for key in given if key != "evaluation"]
     if unknown:
         raise InputError(f"--set {unknown[0]}: only keys of evaluation count here")
-    settings = validate(EvaluationSettings, given.get("evaluation", {}), "--set, evaluation")
+    asked = overlay(find_series(series, root).section.evaluation, given.get("evaluation", {}))
+    settings = validate(EvaluationSettings, asked, "--set, evaluation")
     with ConsoleMonitor() as monitor:
         document = score_grid(load_pretrained(detector), series, root, image_size, settings, monitor)
     document["detector"] = detector

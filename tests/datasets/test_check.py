@@ -8,6 +8,7 @@ import pytest
 import yaml
 from data_trees import picture, voc_tree, voc_xml
 from PIL import Image
+from ultralytics.data.utils import check_image
 
 from duet.datasets.check import check_series
 from duet.datasets.domain import open_domains
@@ -227,7 +228,9 @@ def test_a_planted_fault_is_found_and_training_works_or_refuses(tree, tmp_path, 
         images = open_domains(source)["day"].train()
         made = write_training_set(images, ["cat"], ["cat"], tmp_path / "set")
         assert (made.images, made.boxes) == (4, 4)
-        assert all(read_bgr(path).shape == (30, 40, 3) for path in (tmp_path / "set" / "images").iterdir())
+        for path in (tmp_path / "set" / "images").iterdir():
+            assert read_bgr(path).shape == (30, 40, 3)
+            assert check_image(str(path)) == ("", (30, 40))  # the trainer neither leaves it out nor rewrites it
         assert all(0 < value < 1 for value in colour_statistics(images).mean)
     if plant is unreadable_folder:
         (tree.day / "Annotations").chmod(0o755)
