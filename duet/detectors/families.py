@@ -42,7 +42,25 @@ def load_pretrained(name: str) -> Detector:
     if name.endswith((".yaml", ".yml")):
         return _untrained(name)
     path = find_weights(name)
-    return restore_detector(path) if path.suffix == ".safetensors" else open_checkpoint(path)
+    if path.suffix == ".safetensors":
+        return restore_detector(path)
+    return _open_plain(path) or open_checkpoint(path)
+
+
+def _open_plain(path: Path) -> Detector | None:
+    """A checkpoint of tensors and plain values that names its family; None for one with objects in it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        family = FAMILIES[content["family"]]
+        description = Description(content["family"], tuple(content["classes"]), content["architecture"])
+    except Exception:  # another kind of checkpoint, or none: the next reader says which
+        return None
+    detector = _described(family, description, path)
+    try:
+        detector.load_state(content["model"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged, its tensors do not fit its description ({error})") from error
+    return detector
 
 
 def _untrained(name: str) -> Detector:

@@ -124,8 +124,15 @@ class FcosDetector(PlainDetector):
     def save_checkpoint(self, path: Path) -> None:
         """Tensors, class names and architecture; ``torch.load(path, weights_only=True)`` opens it."""
         description = self.describe()
-        content = {"model": self.state(), "classes": list(self.classes), "architecture": dict(description.architecture)}
-        torch.save(content, path)
+        torch.save(
+            {
+                "family": description.family,
+                "classes": list(description.classes),
+                "architecture": dict(description.architecture),
+                "model": self.state(),
+            },
+            path,
+        )
 
     def _rows(self) -> tuple[str, ...]:
         return CLASS_ROWS

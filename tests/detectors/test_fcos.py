@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from duet.config import EvaluationSettings, MethodSettings, TrainSettings
@@ -10,6 +11,9 @@ from duet.detectors.families import load_pretrained
 from duet.detectors.plain_data import Sample, TrainingPictures
 from duet.detectors.plain_training import _optimizer
 from duet.detectors.stage_plan import StagePlan
+from duet.errors import InputError
+from duet.learner import Learner
+from duet.resolve import resolve_config
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +113,39 @@ def test_its_checkpoint_opens_with_weights_only(detector, tmp_path):
     content = torch.load(tmp_path / "d.pt", weights_only=True)
     assert content["classes"] == ["a", "b", "c"]
     assert set(content["model"]) == set(detector.state())
+    again = load_pretrained(str(tmp_path / "d.pt"))
+    assert again.classes == ("a", "b", "c")
+    assert all(torch.equal(value, detector.state()[key]) for key, value in again.state().items())
+    content["model"].pop("head.classification_head.cls_logits.bias")
+    torch.save(content, tmp_path / "d.pt")
+    with pytest.raises(InputError, match=r"d\.pt: damaged, its tensors do not fit"):
+        load_pretrained(str(tmp_path / "d.pt"))
 
 
 def test_parallel_heads_are_refused(detector):
-    from duet.errors import InputError
-
     with pytest.raises(InputError, match=r"method\.head: parallel"):
         detector.grown(("d",), 0, MethodSettings(name="t", head="parallel").head)
+
+
+@pytest.mark.slow
+def test_it_learns_two_tasks_of_the_demo_and_keeps_the_first(tmp_path, shared_cache, monkeypatch):
+    monkeypatch.setenv("DUET_CACHE", str(shared_cache))
+    series = {
+        "name": "two",
+        "scenes": {"seed": 0, "train_scenes": 200, "test_scenes": 60},
+        "other_labels": "drop",
+        "unlabelled_images": "keep",
+        "train": {"epochs": 5, "image_size": 160, "lr0": 0.001, "fliplr": 0.0},
+        "tasks": [
+            {"domain": "clear", "classes": ["0", "1", "2"]},
+            {"domain": "night", "classes": ["3", "4", "5"]},
+        ],
+    }
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(series))
+    found = {}
+    for method in ("sequential", "duet"):
+        options = {"series": str(tmp_path / "two.yaml"), "detector": "fcos-tiny", "method": method}
+        results = Learner(resolve_config(None, options), tmp_path / method).run()
+        found[method] = results["indices"]["map50"]
+    assert found["duet"]["avg_ri"] > found["sequential"]["avg_ri"]
+    assert found["duet"]["ni"] >= 0.3
