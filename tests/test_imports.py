@@ -8,7 +8,10 @@ VENDORS = {"ultralytics", "torchvision"}
 FORBIDDEN = {
     "duet/series.py": {"duet", "torch", "numpy", "merging"},
     "duet/config.py": {"torch", "duet.methods", "duet.learner", "duet.detectors", "duet.datasets", "duet.series"},
-    "duet/losses": {"duet"},
+    "duet/losses": {
+        *("duet.learner", "duet.methods", "duet.cli", "duet.detectors", "duet.datasets", "duet.evaluation"),
+        *("duet.config", "duet.stage", "duet.report"),
+    },
     "duet/datasets": {"duet.learner", "duet.methods", "duet.cli", "duet.evaluation", "duet.report"},
     "duet/evaluation": {"duet.learner", "duet.methods", "duet.cli", "duet.report"},
     "duet/detectors": {"duet.learner", "duet.methods", "duet.cli", "duet.evaluation", "duet.report"},

@@ -75,15 +75,28 @@ def weighted_distillation(
     """
     student_classes, student_boxes = student_classes.float(), student_boxes.float()
     teacher_classes, teacher_boxes = teacher_classes.float(), teacher_boxes.float()
-    target = teacher_classes.sigmoid()
-    if target.numel() == 0:
+    if teacher_classes.numel() == 0:
         return student_classes.sum() + student_boxes.sum()
-    excess = F.binary_cross_entropy_with_logits(student_classes, target, reduction="sum")
-    excess = excess - F.binary_cross_entropy_with_logits(teacher_classes, target, reduction="sum")
-    confidence = target.amax(-1)  # (B, A)
+    confidence = teacher_classes.sigmoid().amax(-1)  # (B, A)
     log_teacher = teacher_boxes.log_softmax(-1)
     divergence = (log_teacher.exp() * (log_teacher - student_boxes.log_softmax(-1))).sum(-1).mean(-1)  # (B, A)
+    excess = class_excess(student_classes, teacher_classes)
     return (excess + (divergence * confidence).sum()) / confidence.sum().clamp(min=1.0)
+
+
+def class_excess(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Binary cross-entropy against the teacher's probabilities minus the teacher's own entropy, summed.
+
+    Args:
+        student_logits: (...) logits.
+        teacher_logits: (...) logits, constant.
+
+    Returns:
+        A scalar ≥ 0; 0 for equal logits.
+    """
+    target = teacher_logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(student_logits, target, reduction="sum")
+    return cross_entropy - F.binary_cross_entropy_with_logits(teacher_logits, target, reduction="sum")
 
 
 def _order_statistic(values: Tensor, quantile: float, rounding: Callable[[float], int]) -> Tensor:

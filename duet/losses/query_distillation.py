@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn import functional as F
+
+from duet.losses.distillation import class_excess
 
 # The gains of RT-DETR's own matching cost and loss (Zhao et al., CVPR 2024).
 CLASS_COST, BOX_GAIN, GIOU_GAIN = 2.0, 5.0, 2.0
@@ -65,14 +66,12 @@ def weighted_query_distillation(
     """
     student_classes, student_boxes = student_classes.float(), student_boxes.float()
     teacher_classes, teacher_boxes = teacher_classes.float(), teacher_boxes.float()
-    target = teacher_classes.sigmoid()
-    if target.numel() == 0:
+    if teacher_classes.numel() == 0:
         return student_classes.sum() + student_boxes.sum()
-    excess = F.binary_cross_entropy_with_logits(student_classes, target, reduction="sum")
-    excess = excess - F.binary_cross_entropy_with_logits(teacher_classes, target, reduction="sum")
-    confidence = target.amax(-1)  # (B, Q)
+    confidence = teacher_classes.sigmoid().amax(-1)  # (B, Q)
     distance = (student_boxes - teacher_boxes).abs().sum(-1)
     apart = BOX_GAIN * distance + GIOU_GAIN * (1 - generalized_iou(student_boxes, teacher_boxes))
+    excess = class_excess(student_classes, teacher_classes)
     return (excess + (apart * confidence).sum()) / confidence.sum().clamp(min=1.0)
 
 
