@@ -52,7 +52,10 @@ def train(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="duet (the default), duet-paper, sequential, frozen or joint."),
+        typer.Option(
+            help="duet (the default), duet-paper, sequential, frozen, lwf, erd, ewc, pseudo-label, replay, "
+            "individual or joint."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the whole run; 0 by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/SERIES-METHOD-SEED by default.")] = None,
@@ -79,7 +82,8 @@ def train(
             Learner(resolved, folder, monitor).run()
     except KeyboardInterrupt:  # caught here, because the command-line library would end without a word
         _fail("stopped; the same command goes on where it stood", 130)
-    Console().print(f"Report: {folder / 'report.html'}   Detector: {folder / 'detector.pt'}")
+    deployed = f"   Detector: {folder / 'detector.pt'}" if (folder / "detector.pt").is_file() else ""
+    Console().print(f"Report: {folder / 'report.html'}{deployed}", soft_wrap=True)
 
 
 @app.command()

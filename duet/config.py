@@ -60,7 +60,7 @@ class TrainSettings(Section):
 class DistillationSettings(Section):
     """Distillation from the merged model of the previous task."""
 
-    kind: Literal["paper", "weighted"] = "weighted"
+    kind: Literal["paper", "weighted", "lwf", "erd"] = "weighted"
     weight: Positive = 1.0
 
 
@@ -69,6 +69,27 @@ class DirectionalSettings(Section):
 
     weight: Positive = 0.01
     granularity: Literal["scalar", "tensor"] = "scalar"
+
+
+class EwcSettings(Section):
+    """Elastic weight consolidation over the class-free parameters; the Fisher information has mean 1."""
+
+    weight: Positive = 1.0
+
+
+class PseudoLabelSettings(Section):
+    """Confident detections of old classes on the new images become their labels."""
+
+    confidence: Annotated[Share, Field(description="smallest score of a detection that becomes a label")] = 0.5
+    overlap: Annotated[
+        Share, Field(description="largest IoU that it may have with a box of the new classes' ground truth")
+    ] = 0.3
+
+
+class ExemplarSettings(Section):
+    """Images of earlier tasks that are kept and trained on again: breaks the exemplar-free rule."""
+
+    images_per_class: Annotated[int, Field(ge=1)] = 10
 
 
 class MergeSettings(Section):
@@ -89,6 +110,9 @@ class MethodSettings(Section):
 
     name: str
     joint: Annotated[bool, Field(description="one training on all domains with all labels")] = False
+    individual: Annotated[bool, Field(description="one model of its own per task; what is seen is put together")] = (
+        False
+    )
     head: Literal["rows", "parallel"] = "rows"
     towers: Annotated[
         Literal["old", "merge", "new", "shared"],
@@ -119,6 +143,9 @@ class MethodSettings(Section):
     distillation: DistillationSettings | None = None
     directional_consistency: DirectionalSettings | None = None
     replay: ReplaySettings | None = None
+    ewc: EwcSettings | None = None
+    pseudo_labels: PseudoLabelSettings | None = None
+    exemplars: ExemplarSettings | None = None
     calibration_epochs: Annotated[int, Field(ge=0, description="head-only epochs on the merged model")] = 0
 
 

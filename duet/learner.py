@@ -12,12 +12,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from torch import Tensor
 
 from duet.artefact import Artefact, artefact_is_whole, record_of_run, write_artefact
+from duet.committee import Committee
 from duet.config import RunConfig
 from duet.datasets.domain import content_digest, open_domains
 from duet.datasets.faults import not_of_the_task
@@ -31,14 +32,17 @@ from duet.errors import InputError
 from duet.evaluation.run import DomainScores, score_domain
 from duet.monitor import Monitor
 from duet.reference import ReferenceTrainer, score_references
+from duet.report.sample_pages import sample_page
 from duet.report.tables import indices_table, results_csv, stage_table
 from duet.results import results_document, stage_entry
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
+from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled
 from duet.state import RunState, digest_of, write_json, write_text
 from duet.weights import weights_digest
 
 EXAMPLES = 4  # test images per domain whose detections are kept for the report
 EXAMPLE_SCORE = 0.25
+PSEUDO_SAMPLES = 12  # pictures on the page that shows pseudo-labels
 
 
 class Learner:
@@ -135,19 +139,16 @@ class Learner:
 
     def _stage_input(self, task: int, images: Sequence[LabelledImage], folder: Path) -> StageInput:
         classes = self.series.tasks[task - 1].classes
-        section = self.source.section
-        data = write_training_set(
-            images,
-            classes,
-            self.series.classes_until(task),
-            folder / "data",
-            section.other_labels,
-            section.unlabelled_images,
-        )
-        previous = restore_detector(self.state.stage_file(task - 1, "model")) if task > 1 else None
-        before = None
-        if task > 1:
+        individual = self.config.method.individual
+        previous = before = None
+        if task > 1 and not individual:
+            previous = restore_detector(self.state.stage_file(task - 1, "model"))
             before = restore_detector(self.state.stage_file(task - 2, "model")).state() if task > 2 else self.theta_0
+        known = classes if individual else self.series.classes_until(task)
+        trained, labelled, other = self._trained_on(task, images, previous, folder)
+        data = write_training_set(
+            trained, labelled, known, folder / "data", other, self.source.section.unlabelled_images
+        )
         fisher = weighs_by_fisher(self.config)
         shared = self.start.split(self.config.method.towers == "shared").shared
         return StageInput(
@@ -163,6 +164,26 @@ class Learner:
             before_previous=before,
             fisher=restore_tensors(self.state.stage_file(task - 1, "fisher")) if task > 1 and fisher else None,
         )
+
+    def _trained_on(
+        self, task: int, images: Sequence[LabelledImage], previous: Detector | None, folder: Path
+    ) -> tuple[Sequence[LabelledImage], tuple[str, ...], Literal["error", "drop"]]:
+        """Images of a stage, the classes whose labels count, and what happens to labels of others."""
+        method, classes = self.config.method, self.series.tasks[task - 1].classes
+        if previous is None or (method.pseudo_labels is None and method.exemplars is None):
+            return images, classes, self.source.section.other_labels
+        trained = own_labels(images, classes)
+        if method.pseudo_labels is not None:
+            self.monitor.begin(f"pseudo-labels of stage {task}", len(images))
+            evaluation, size = self.config.evaluation, self.config.train.image_size
+            trained = pseudo_labelled(images, previous, classes, method.pseudo_labels, evaluation, size)
+            write_json(folder / "pseudo-labels.json", count_pseudo_labels(trained))
+            sample_page(trained, self.series.classes_until(task), folder / "pseudo-labels.png", PSEUDO_SAMPLES)
+        if method.exemplars is not None:
+            earlier = [(item.domain, item.classes) for item in self.series.tasks[: task - 1]]
+            kept = {domain: self.domains[domain].train() for domain, _ in earlier}
+            trained = [*trained, *exemplars(kept, earlier, method.exemplars, self.config.seed)]
+        return trained, self.series.classes_until(task), "drop"
 
     def _close_stage(
         self,
@@ -204,6 +225,8 @@ class Learner:
         self._close_stage(0, statistics, result, self.out / "stages" / "joint", reference)
 
     def _write_artefact(self) -> None:
+        if self.config.method.individual:
+            return  # there is no one detector to deploy
         count = self.state.finished_stages
         metrics = [read_json(self.state.stage_file(number, "metrics")) for number in range(1, count + 1)]
         detector = restore_detector(self.state.stage_file(count, "model"))
@@ -238,6 +261,9 @@ class Learner:
 
     def _scores(self, detector: Detector, title: str) -> dict[str, DomainScores]:
         scores = {}
+        if self.config.method.individual:
+            earlier = range(1, self.state.finished_stages + 1)
+            detector = Committee([*(restore_detector(self.state.stage_file(n, "model")) for n in earlier), detector])
         for name in self.series.test_domains:
             self.monitor.begin(f"{title}: {name}", len(self.tests[name]))
             scores[name] = score_domain(

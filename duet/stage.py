@@ -13,7 +13,14 @@ from torch import Tensor
 import merging
 from duet.config import RunConfig
 from duet.datasets.training import TrainingSet
-from duet.detectors.base import Detector, DirectionalTarget, DomainStatistics, StageProgress, StageRequest
+from duet.detectors.base import (
+    Consolidation,
+    Detector,
+    DirectionalTarget,
+    DomainStatistics,
+    StageProgress,
+    StageRequest,
+)
 from merging.sign_conflict import sign_conflict_rate
 
 State = Mapping[str, Tensor]
@@ -92,7 +99,8 @@ def later_stage(item: StageInput, config: RunConfig, progress: Callable[[StagePr
         direction = {key: old_state[key] - item.before_previous[key] for key in shared}
         directional = DirectionalTarget({key: old_state[key] for key in shared}, direction)
     request = _request(item, config, config.train.epochs, progress)
-    outcome = detector.train_stage(replace(request, teacher=previous, directional=directional))
+    request = replace(request, teacher=previous, directional=directional, consolidation=_held(item, old_state, config))
+    outcome = detector.train_stage(request)
     started = time.perf_counter()
     fisher = _fisher(detector, request, config)
     merge = merge_stage(detector, old_state, item, config, fisher)
@@ -138,7 +146,7 @@ def merge_stage(
     alpha: dict[str, float] = {}
     if method.merge is not None:
         options = dict(method.merge.options)
-        if fisher is not None:
+        if fisher is not None and "fishers" in merging.METHODS[method.merge.name].model_lists:
             options["fishers"] = [{key: values[key] for key in parameters} for values in (item.fisher, fisher)]
         result = merging.merge(method.merge.name, item.base, [previous, shared], **options)
         merged = dict(result.state)
@@ -156,9 +164,10 @@ def merge_stage(
 
 
 def weighs_by_fisher(config: RunConfig) -> bool:
-    """Whether the run's merger needs Fisher information of each task."""
+    """Whether the run's merger or losses need Fisher information of each task."""
     merger = config.method.merge
-    return merger is not None and "fishers" in merging.METHODS[merger.name].model_lists
+    by_merger = merger is not None and "fishers" in merging.METHODS[merger.name].model_lists
+    return by_merger or config.method.ewc is not None
 
 
 def stage_seed(seed: int, task: int) -> int:
@@ -187,12 +196,21 @@ def _fisher(detector: Detector, request: StageRequest, config: RunConfig) -> Sta
     """Of the task just trained, by the detector's own loss and scaled to norm 1 (Matena and Raffel, section 3)."""
     if not weighs_by_fisher(config):
         return None
-    values = detector.squared_gradients(replace(request, teacher=None, directional=None, past_domains=()))
-    shared = detector.split(config.method.towers == "shared").shared_parameters
+    values = detector.squared_gradients(
+        replace(request, teacher=None, directional=None, consolidation=None, past_domains=())
+    )
+    shared = detector.split(shared_towers=True).shared_parameters
     norm = math.sqrt(sum(values[key].double().square().sum().item() for key in shared))
     if norm == 0.0:
         raise RuntimeError("Fisher information: every gradient is zero")
     return {key: values[key] / norm for key in shared}
+
+
+def _held(item: StageInput, old_state: State, config: RunConfig) -> Consolidation | None:
+    if config.method.ewc is None:
+        return None
+    mean = sum(value.sum().item() for value in item.fisher.values()) / sum(v.numel() for v in item.fisher.values())
+    return Consolidation({key: old_state[key] for key in item.fisher}, {k: v / mean for k, v in item.fisher.items()})
 
 
 def _added(earlier: State | None, current: State | None) -> State | None:

@@ -82,6 +82,19 @@ class DirectionalTarget:
 
 
 @dataclass(frozen=True)
+class Consolidation:
+    """The constants of elastic weight consolidation, by parameter name.
+
+    Args:
+        previous: θ* of the parameters that are held.
+        fisher: their Fisher information, mean 1.
+    """
+
+    previous: Mapping[str, Tensor]
+    fisher: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class StageProgress:
     """One step of a stage, for progress bars.
 
@@ -113,6 +126,7 @@ class StageRequest:
         epochs: epochs of this stage.
         teacher: the frozen model of the previous task; None in the first stage.
         directional: constants of the directional-consistency loss, when it is switched on.
+        consolidation: constants of elastic weight consolidation, when it is switched on.
         past_domains: statistics of earlier domains, when replay is switched on.
         own_domain: statistics of the domain in training, when replay is switched on.
         head_only: train the head on a fixed backbone (calibration after a merge).
@@ -127,6 +141,7 @@ class StageRequest:
     epochs: int
     teacher: Detector | None = None
     directional: DirectionalTarget | None = None
+    consolidation: Consolidation | None = None
     past_domains: tuple[DomainStatistics, ...] = ()
     own_domain: DomainStatistics | None = None
     head_only: bool = False

@@ -22,8 +22,7 @@ from duet.detectors.base import Description, Detections
 from duet.detectors.plain_data import Sample, letterbox, read_rgb, to_tensor
 from duet.detectors.plain_training import PlainDetector
 from duet.detectors.stage_plan import StagePlan
-from duet.losses.distillation import filtered_distillation
-from duet.losses.query_distillation import weighted_query_distillation
+from duet.losses.query_distillation import QUERY_DISTILLATIONS
 
 STRIDES = (8, 16, 32)
 RARE = 0.01  # probability that a fresh class output starts from (FCOS, section 3.1)
@@ -87,10 +86,7 @@ class FcosDetector(PlainDetector):
         """Same anchors in student and teacher: output by output; centre-ness is left to the detector's own loss."""
         student = outputs["cls_logits"][..., : plan.old_classes]
         pairs = [self._boxes(images, values) for values in (outputs, taught)]
-        if plan.distillation.kind == "weighted":
-            return weighted_query_distillation(student, pairs[0], taught["cls_logits"], pairs[1])
-        boxes = [values.unsqueeze(2) for values in pairs]  # one "side" of four numbers; there are no bins
-        return filtered_distillation(student, taught["cls_logits"], *boxes)
+        return QUERY_DISTILLATIONS[plan.distillation.kind](student, pairs[0], taught["cls_logits"], pairs[1])
 
     @torch.no_grad()
     def predict(

@@ -10,8 +10,7 @@ from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
 
 from duet.detectors.ultralytics_training import StageTraining
-from duet.losses.distillation import filtered_distillation
-from duet.losses.query_distillation import match_queries, weighted_query_distillation
+from duet.losses.query_distillation import QUERY_DISTILLATIONS, match_queries
 
 
 class Queries(NamedTuple):
@@ -40,9 +39,8 @@ class RtdetrStageTrainer(StageTraining, RTDETRTrainer):
         teacher = _layers(taught)
         order = match_queries(*student[-1], *teacher[-1])
         student = [Queries(*(_gathered(value, order) for value in layer)) for layer in student]
-        if self.plan.distillation.kind == "weighted":
-            return sum(weighted_query_distillation(*one, *other) for one, other in zip(student, teacher))
-        return sum(_paper_distillation(one, other) for one, other in zip(student, teacher))
+        distillation = QUERY_DISTILLATIONS[self.plan.distillation.kind]
+        return sum(distillation(*one, *other) for one, other in zip(student, teacher))
 
 
 class NewClassesLoss(RTDETRDetectionLoss):
@@ -66,16 +64,6 @@ class NewClassesLoss(RTDETRDetectionLoss):
             return super()._get_loss_class(new, targets - self.old_classes, gt_scores, num_gts, postfix)
         finally:
             self.nc = everything
-
-
-def _paper_distillation(student: Queries, teacher: Queries) -> Tensor:
-    """The paper's terms on queries: there is no distribution over bins, so the softmax runs over the four numbers."""
-    return filtered_distillation(
-        student.class_logits,
-        teacher.class_logits,
-        student.boxes_cxcywh.unsqueeze(2),
-        teacher.boxes_cxcywh.unsqueeze(2),
-    )
 
 
 def _layers(outputs: tuple) -> list[Queries]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from duet.config import DirectionalSettings, DistillationSettings
-from duet.detectors.base import DomainStatistics, StageProgress, StageRequest
+from duet.config import DirectionalSettings, DistillationSettings, EwcSettings
+from duet.detectors.base import Consolidation, DomainStatistics, StageProgress, StageRequest
 from duet.losses.directional import directional_consistency
+from duet.losses.ewc import ewc_penalty
 
 
 @dataclass
@@ -24,6 +25,8 @@ class StagePlan:
         directional: settings, or None.
         previous: θ_(t−1) by parameter name.
         direction: v by parameter name.
+        ewc: settings, or None.
+        consolidation: what elastic weight consolidation holds, or None.
         negatives: ``new`` leaves the old classes out of the detector's own class loss.
         held_rows: parameters whose first ``old_classes`` rows keep their values during the stage.
         frozen: prefixes of parameter names that stand still, BatchNorm statistics included.
@@ -41,6 +44,8 @@ class StagePlan:
     directional: DirectionalSettings | None = None
     previous: Mapping[str, Tensor] = field(default_factory=dict)
     direction: Mapping[str, Tensor] = field(default_factory=dict)
+    ewc: EwcSettings | None = None
+    consolidation: Consolidation | None = None
     negatives: str = "all"
     held_rows: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
@@ -81,6 +86,8 @@ def stage_plan(
         directional=method.directional_consistency if request.directional else None,
         previous=request.directional.previous if request.directional else {},
         direction=request.directional.direction if request.directional else {},
+        ewc=method.ewc if request.consolidation else None,
+        consolidation=request.consolidation,
         negatives=method.negatives,
         held_rows=rows if hold else (),
         frozen=frozen,
@@ -114,7 +121,11 @@ class AddedLosses:
     ) -> None:
         self.plan, self.distill, self.scale = plan, distill, scale
         self.largest: dict[str, float] = {}
-        self.current, self.previous, self.direction = _aligned(plan, model) if plan.directional else ([], [], [])
+        if plan.directional:
+            self.directional = _aligned("directional consistency", model, plan.previous, plan.direction)
+        if plan.ewc:
+            held = plan.consolidation
+            self.consolidation = _aligned("elastic weight consolidation", model, held.previous, held.fisher)
 
     def __call__(self, outputs: object, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The weighted terms, each of shape (1,), and the listed items: value and weighted value of each."""
@@ -133,7 +144,8 @@ class AddedLosses:
         Raises:
             RuntimeError: naming the loss.
         """
-        for name, settings in (("distill", self.plan.distillation), ("dc", self.plan.directional)):
+        plan = self.plan
+        for name, settings in (("distill", plan.distillation), ("dc", plan.directional), ("ewc", plan.ewc)):
             if settings is not None and self.largest.get(name, 0.0) == 0.0:
                 raise RuntimeError(
                     f"the {name} loss is switched on and stayed exactly zero for {steps} steps; "
@@ -145,8 +157,9 @@ class AddedLosses:
             yield "distill", self.distill(outputs, images), self.plan.distillation.weight
         if self.plan.directional is not None:
             settings = self.plan.directional
-            value = directional_consistency(self.current, self.previous, self.direction, settings.granularity)
-            yield "dc", value, settings.weight
+            yield "dc", directional_consistency(*self.directional, settings.granularity), settings.weight
+        if self.plan.ewc is not None:
+            yield "ewc", ewc_penalty(*self.consolidation), self.plan.ewc.weight
 
 
 class HeldRows:
@@ -170,18 +183,21 @@ class HeldRows:
             tensor[: len(rows)] = rows
 
 
-def _aligned(plan: StagePlan, model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def _aligned(
+    what: str, model: nn.Module, previous: Mapping[str, Tensor], constants: Mapping[str, Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Trained parameters, their earlier values and their constants, in one order."""
     parameters = dict(model.named_parameters())
-    missing = [key for key in plan.previous if key not in parameters or key not in plan.direction]
-    if missing or not plan.previous:
+    missing = [key for key in previous if key not in parameters or key not in constants]
+    if missing or not previous:
         raise RuntimeError(
-            f"directional consistency: {len(missing)} of {len(plan.previous)} shared parameters match nothing in the "
+            f"{what}: {len(missing)} of {len(previous)} shared parameters match nothing in the "
             f"model{', for example ' + repr(missing[0]) if missing else ''}"
         )
-    keys = [key for key in plan.previous if parameters[key].requires_grad]
+    keys = [key for key in previous if parameters[key].requires_grad]
     device = next(model.parameters()).device
     return (
         [parameters[key] for key in keys],
-        [plan.previous[key].to(device) for key in keys],
-        [plan.direction[key].to(device) for key in keys],
+        [previous[key].to(device) for key in keys],
+        [constants[key].to(device) for key in keys],
     )

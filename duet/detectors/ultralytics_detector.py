@@ -33,6 +33,11 @@ class UltralyticsDetector(ModuleDetector):
     predictor: ClassVar[type[BasePredictor]]
     stretched: ClassVar[bool] = False  # whether inputs are stretched to a square instead of letterboxed
 
+    def __init__(self, model: DetectionModel) -> None:
+        super().__init__(model)
+        if "yaml_file" in model.yaml:  # a name is of use to others, a place on this machine is not
+            model.yaml = {**model.yaml, "yaml_file": Path(str(model.yaml["yaml_file"])).name}
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the outputs."""

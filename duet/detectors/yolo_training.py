@@ -11,9 +11,14 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from duet.detectors.parallel_head import ParallelDetect
 from duet.detectors.ultralytics_training import StageTraining
-from duet.losses.distillation import filtered_distillation, weighted_distillation
+from duet.losses.distillation import erd_distillation, filtered_distillation, lwf_distillation, weighted_distillation
 
-DISTILLATIONS = {"paper": filtered_distillation, "weighted": weighted_distillation}
+DISTILLATIONS = {
+    "paper": filtered_distillation,
+    "weighted": weighted_distillation,
+    "lwf": lwf_distillation,
+    "erd": erd_distillation,
+}
 NEVER = -20.0  # a class that a head does not have: a logit that means "no" in student and teacher alike
 
 

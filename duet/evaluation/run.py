@@ -113,12 +113,12 @@ def _fates(
         labels = [label for label, keep in zip(item.labels, sure.tolist()) if keep]
         for box, name, ignored in zip(image.boxes_xyxy, image.labels, image.ignored.tolist()):
             if name in counts and not ignored:
-                covering = {labels[index] for index in np.flatnonzero(_iou(box, boxes) >= MATCH_IOU)}
+                covering = {labels[index] for index in np.flatnonzero(box_iou(box, boxes) >= MATCH_IOU)}
                 counts[name][0 if name in covering else 2 if covering else 1] += 1
     return {name: tuple(values) for name, values in counts.items()}
 
 
-def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Intersection over union of one xyxy box with (N, 4) others, (N,)."""
     if len(boxes) == 0:
         return np.zeros(0)

@@ -84,6 +84,85 @@ def weighted_distillation(
     return (excess + (divergence * confidence).sum()) / confidence.sum().clamp(min=1.0)
 
 
+def lwf_distillation(
+    student_classes: Tensor,
+    teacher_classes: Tensor,
+    student_boxes: Tensor,
+    teacher_boxes: Tensor,
+    temperature: float = 2.0,
+) -> Tensor:
+    """Learning without forgetting (Li and Hoiem, ECCV 2016, equation 2), carried over to detectors.
+
+    The original softens one softmax per image. A detector has independent sigmoid scores per anchor: the binary
+    cross-entropy of the old-class logits divided by the temperature against the teacher's, less the teacher's own
+    entropy, times the squared temperature, summed over anchors and classes and averaged over images. Boxes have no
+    counterpart in the original and are not distilled.
+
+    Args:
+        student_classes: (B, A, C) logits.
+        teacher_classes: (B, A, C) logits, constant.
+        student_boxes: not used.
+        teacher_boxes: not used.
+        temperature: above 0.
+
+    Returns:
+        A scalar ≥ 0.
+    """
+    softened = class_excess(student_classes.float() / temperature, teacher_classes.float() / temperature)
+    return temperature**2 * softened / max(len(student_classes), 1)
+
+
+def erd_distillation(
+    student_classes: Tensor,
+    teacher_classes: Tensor,
+    student_boxes: Tensor,
+    teacher_boxes: Tensor,
+    alpha: float = 2.0,
+    temperature: float = 10.0,
+) -> Tensor:
+    """Elastic response distillation (Feng et al., CVPR 2022, section 3.3).
+
+    Classes: squared error of the logits over the anchors whose largest teacher probability exceeds the image's mean by
+    ``alpha`` standard deviations, summed over classes, averaged over the chosen anchors. Boxes: KL(teacher ‖ student)
+    of the bins at a temperature, times its square, over the sides' mean for the anchors whose largest bin probability
+    (mean over the sides) exceeds the image's mean in the same way, averaged over them. Left out: the suppression of
+    overlapping teacher boxes after the choice, which needs decoded boxes.
+
+    Args:
+        student_classes: (B, A, C) logits.
+        teacher_classes: (B, A, C) logits, constant.
+        student_boxes: (B, A, 4, R) logits.
+        teacher_boxes: (B, A, 4, R) logits, constant.
+        alpha: standard deviations above the mean.
+        temperature: of the box distributions.
+
+    Returns:
+        A scalar ≥ 0.
+    """
+    student_classes, student_boxes = student_classes.float(), student_boxes.float()
+    teacher_classes, teacher_boxes = teacher_classes.float(), teacher_boxes.float()
+    if teacher_classes.numel() == 0:
+        return student_classes.sum() + student_boxes.sum()
+    sure = outstanding(teacher_classes.sigmoid().amax(-1), alpha)  # (B, A)
+    error = (student_classes - teacher_classes).square().sum(-1)
+    sharp = outstanding(teacher_boxes.softmax(-1).amax(-1).mean(-1), alpha)
+    log_teacher = (teacher_boxes / temperature).log_softmax(-1)
+    log_student = (student_boxes / temperature).log_softmax(-1)
+    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1).mean(-1) * temperature**2  # (B, A)
+    return mean_where(error, sure) + mean_where(divergence, sharp)
+
+
+def outstanding(values: Tensor, alpha: float) -> Tensor:
+    """Which of an image's values exceed their mean by ``alpha`` standard deviations; (B, A) bool."""
+    mean, deviation = values.mean(1, keepdim=True), values.std(1, keepdim=True, unbiased=False)
+    return values > mean + alpha * deviation
+
+
+def mean_where(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen values; 0 with a gradient graph when none is."""
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
+
+
 def class_excess(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Binary cross-entropy against the teacher's probabilities minus the teacher's own entropy, summed.
 

@@ -10,7 +10,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from duet.losses.distillation import class_excess
+from duet.losses.distillation import (
+    class_excess,
+    filtered_distillation,
+    lwf_distillation,
+    mean_where,
+    outstanding,
+)
 
 # The gains of RT-DETR's own matching cost and loss (Zhao et al., CVPR 2024).
 CLASS_COST, BOX_GAIN, GIOU_GAIN = 2.0, 5.0, 2.0
@@ -69,10 +75,50 @@ def weighted_query_distillation(
     if teacher_classes.numel() == 0:
         return student_classes.sum() + student_boxes.sum()
     confidence = teacher_classes.sigmoid().amax(-1)  # (B, Q)
-    distance = (student_boxes - teacher_boxes).abs().sum(-1)
-    apart = BOX_GAIN * distance + GIOU_GAIN * (1 - generalized_iou(student_boxes, teacher_boxes))
+    apart = _apart(student_boxes, teacher_boxes)
     excess = class_excess(student_classes, teacher_classes)
     return (excess + (apart * confidence).sum()) / confidence.sum().clamp(min=1.0)
+
+
+def paper_query_distillation(
+    student_classes: Tensor, student_boxes: Tensor, teacher_classes: Tensor, teacher_boxes: Tensor
+) -> Tensor:
+    """The paper's terms on boxes without a distribution over bins: the softmax runs over the box's four numbers.
+
+    Arguments and result as for :func:`weighted_query_distillation`; see
+    :func:`duet.losses.distillation.filtered_distillation`.
+    """
+    boxes = student_boxes.unsqueeze(2), teacher_boxes.unsqueeze(2)  # (B, Q, 1, 4)
+    return filtered_distillation(student_classes, teacher_classes, *boxes)
+
+
+def lwf_query_distillation(
+    student_classes: Tensor, student_boxes: Tensor, teacher_classes: Tensor, teacher_boxes: Tensor
+) -> Tensor:
+    """See :func:`duet.losses.distillation.lwf_distillation`: classes only."""
+    return lwf_distillation(student_classes, teacher_classes, student_boxes, teacher_boxes)
+
+
+def erd_query_distillation(
+    student_classes: Tensor, student_boxes: Tensor, teacher_classes: Tensor, teacher_boxes: Tensor, alpha: float = 2.0
+) -> Tensor:
+    """Elastic response distillation (Feng et al., CVPR 2022) on boxes without a distribution.
+
+    The class term as in :func:`duet.losses.distillation.erd_distillation`. Without a distribution nothing tells which
+    boxes are sharp: 5 · Σ|Δ| + 2 · (1 − GIoU) is averaged over the queries that the class term chose.
+    """
+    student_classes, student_boxes = student_classes.float(), student_boxes.float()
+    teacher_classes, teacher_boxes = teacher_classes.float(), teacher_boxes.float()
+    if teacher_classes.numel() == 0:
+        return student_classes.sum() + student_boxes.sum()
+    sure = outstanding(teacher_classes.sigmoid().amax(-1), alpha)
+    error = (student_classes - teacher_classes).square().sum(-1)
+    return mean_where(error + _apart(student_boxes, teacher_boxes), sure)
+
+
+def _apart(boxes: Tensor, others: Tensor) -> Tensor:
+    """RT-DETR's box loss, pair by pair."""
+    return BOX_GAIN * (boxes - others).abs().sum(-1) + GIOU_GAIN * (1 - generalized_iou(boxes, others))
 
 
 def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -92,3 +138,11 @@ def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
     hull = (torch.maximum(high, other_high) - torch.minimum(low, other_low)).prod(-1)
     # A box without area is equal to itself, too.
     return (overlap + TINY) / (union + TINY) - (hull - union) / (hull + TINY)
+
+
+QUERY_DISTILLATIONS = {
+    "paper": paper_query_distillation,
+    "weighted": weighted_query_distillation,
+    "lwf": lwf_query_distillation,
+    "erd": erd_query_distillation,
+}

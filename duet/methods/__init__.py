@@ -2,13 +2,31 @@
 
 from duet.config import MethodSettings
 from duet.errors import InputError, nearest
-from duet.methods import duet, duet_paper, frozen, joint, sequential
+from duet.methods import (
+    duet,
+    duet_paper,
+    erd,
+    ewc,
+    frozen,
+    individual,
+    joint,
+    lwf,
+    pseudo_label,
+    replay,
+    sequential,
+)
 
 METHODS: dict[str, MethodSettings] = {
     "duet": duet.METHOD,
     "duet-paper": duet_paper.METHOD,
     "sequential": sequential.METHOD,
     "frozen": frozen.METHOD,
+    "lwf": lwf.METHOD,
+    "erd": erd.METHOD,
+    "ewc": ewc.METHOD,
+    "pseudo-label": pseudo_label.METHOD,
+    "replay": replay.METHOD,
+    "individual": individual.METHOD,
     "joint": joint.METHOD,
 }
 

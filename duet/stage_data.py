@@ -1,0 +1,101 @@
+"""What a stage trains on beyond its own labelled images: pseudo-labels of old classes, kept images of earlier tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from duet.config import EvaluationSettings, ExemplarSettings, PseudoLabelSettings
+from duet.datasets.images import LabelledImage
+from duet.detectors.base import Detections, Detector
+from duet.evaluation.run import box_iou
+
+PSEUDO = "pseudo-label"
+
+
+def own_labels(images: Sequence[LabelledImage], classes: Sequence[str]) -> list[LabelledImage]:
+    """The images with the labels of some classes only."""
+    wanted = frozenset(classes)
+    return [image.chosen(np.array([name in wanted for name in image.labels], dtype=bool)) for image in images]
+
+
+def pseudo_labelled(
+    images: Sequence[LabelledImage],
+    teacher: Detector,
+    classes: Sequence[str],
+    settings: PseudoLabelSettings,
+    evaluation: EvaluationSettings,
+    image_size: int,
+) -> list[LabelledImage]:
+    """The images with the teacher's confident detections of old classes in place of any other label.
+
+    Args:
+        images: the new task's images.
+        teacher: the model of the previous task.
+        classes: the new classes, whose labels stay.
+        settings: thresholds.
+        evaluation: of the prediction.
+        image_size: side of the teacher's input.
+
+    Returns:
+        One entry per image, in their order; a pseudo-label's line says ``pseudo-label``.
+    """
+    found = dict(teacher.predict([image.path for image in images], image_size, evaluation))
+    return [_with_detections(image, found[image.path], settings) for image in own_labels(images, classes)]
+
+
+def exemplars(
+    images: Mapping[str, Sequence[LabelledImage]],
+    tasks: Sequence[tuple[str, tuple[str, ...]]],
+    settings: ExemplarSettings,
+    seed: int,
+) -> list[LabelledImage]:
+    """Images of earlier tasks to train on again, each with the labels of its own task only.
+
+    Args:
+        images: training images by domain.
+        tasks: domain and classes of every earlier task.
+        settings: how many images are kept per class.
+        seed: of the choice; the same images for every later task.
+    """
+    kept: list[LabelledImage] = []
+    for number, (domain, classes) in enumerate(tasks):
+        own = own_labels(images[domain], classes)
+        generator = np.random.default_rng([seed, number])
+        chosen: set[int] = set()
+        for name in classes:
+            holders = [position for position, image in enumerate(own) if name in image.labels]
+            chosen.update(generator.permutation(holders)[: settings.images_per_class].tolist())
+        kept += [own[position] for position in sorted(chosen)]
+    return kept
+
+
+def count_pseudo_labels(images: Sequence[LabelledImage]) -> dict[str, int]:
+    """How many pseudo-labels of each class there are."""
+    names = [name for image in images for name, line in zip(image.labels, image.lines) if line == PSEUDO]
+    return dict(sorted(Counter(names).items()))
+
+
+def _with_detections(image: LabelledImage, found: Detections, settings: PseudoLabelSettings) -> LabelledImage:
+    keep = [
+        position
+        for position, box in enumerate(found.boxes_xyxy)
+        if found.scores[position] >= settings.confidence
+        and box_iou(box, image.boxes_xyxy).max(initial=0.0) <= settings.overlap
+        and (box[2:] > box[:2]).all()
+    ]
+    if not keep:
+        return image
+    boxes = np.concatenate([image.boxes_xyxy, found.boxes_xyxy[keep].astype(np.float64)])
+    none = np.zeros(len(keep), dtype=bool)
+    return replace(
+        image,
+        boxes_xyxy=boxes,
+        labels=(*image.labels, *(found.labels[position] for position in keep)),
+        lines=(*image.lines, *(PSEUDO for _ in keep)),
+        difficult=np.concatenate([image.difficult, none]),
+        crowd=np.concatenate([image.crowd, none]),
+    )
