@@ -20,11 +20,12 @@ from torch import Tensor
 from duet.config import MethodSettings, RunConfig, Section, TrainSettings, validate
 from duet.detectors.base import Detector, DomainStatistics
 from duet.detectors.families import load_pretrained, read_stored, restore_detector, store_detector
+from duet.documents import read_json
 from duet.errors import InputError
 from duet.report.model_card import model_card
 from duet.results import versions
 from duet.series import Series
-from duet.state import read_json, sha256_of, write_atomic, write_json, write_text
+from duet.state import sha256_of, write_atomic, write_json, write_text
 
 RECORD_KEY = "duet_record"
 BESIDE = ("before", "base")  # what is stored beside the detector's own tensors

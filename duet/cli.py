@@ -114,8 +114,8 @@ def summary(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
     """Finished runs side by side: one line per method, means and deviations over seeds."""
+    from duet.documents import read_json
     from duet.report.summary import summary_markdown, summary_rows, summary_table
-    from duet.state import read_json
 
     if metric not in ("map50", "map50_95"):
         raise InputError(f"--metric is '{metric}': expected map50 or map50_95")

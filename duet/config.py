@@ -7,12 +7,11 @@ section, the configuration file, and the ``--set`` options. The resolved configu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from duet.documents import parse_yaml
 from duet.errors import InputError, nearest
 
 # As Ultralytics writes them: cpu, mps, 0, cuda:1.
@@ -165,29 +164,6 @@ def validate(model: type[Section], values: Mapping[str, Any], source: str) -> An
         raise InputError(f"{source}: {_sentence(model, error)}") from error
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        InputError: naming file and line when it cannot be read or is no mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file ({error.reason})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
-    return values
-
-
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """Turn ``train.epochs=8`` options into nested values; the value is read as YAML.
 
@@ -201,8 +177,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         if not equals or not all(parts):
             raise InputError(f"--set {item}: expected KEY=VALUE such as train.epochs=8")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = parse_yaml(text, f"--set {item}")
+        except InputError as error:
             raise InputError(f"--set {item}: the value is not YAML") from error
         # YAML 1.1 reads 1e-3 as a string because it has no dot.
         if isinstance(value, str) and value == text.strip():  # not where it was quoted

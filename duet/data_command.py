@@ -233,10 +233,10 @@ def _pages(
     target: str, root: Path | None, images: Path | None, progress: Callable[[str, int, int], None]
 ) -> dict[str, tuple[Callable[[], Sequence[LabelledImage]], Sequence[str]]]:
     """By title: how to read the images, and the class names."""
-    from duet.config import read_yaml
     from duet.datasets.dataset_folder import open_folder
     from duet.datasets.domain import open_domains
     from duet.datasets.series_file import find_series
+    from duet.documents import read_yaml
 
     path = Path(target).expanduser()
     if path.exists() and not (path.suffix in (".yaml", ".yml") and "tasks" in read_yaml(path)):

@@ -26,6 +26,7 @@ from duet.datasets.series_file import find_series
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
 from duet.detectors.base import Detector, DomainStatistics
 from duet.detectors.families import load_pretrained, restore_detector, restore_tensors, store_detector, store_tensors
+from duet.documents import read_json
 from duet.errors import InputError
 from duet.evaluation.run import DomainScores, score_domain
 from duet.monitor import Monitor
@@ -33,7 +34,7 @@ from duet.reference import ReferenceTrainer, score_references
 from duet.report.tables import indices_table, results_csv, stage_table
 from duet.results import results_document, stage_entry
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
-from duet.state import RunState, digest_of, read_json, write_json, write_text
+from duet.state import RunState, digest_of, write_json, write_text
 from duet.weights import weights_digest
 
 EXAMPLES = 4  # test images per domain whose detections are kept for the report

@@ -16,7 +16,7 @@ from duet.state import write_atomic
 from merging.blocks import Progress
 from merging.files import MergedFiles, merge_files
 from merging.opening import open_model
-from merging.safetensors_writer import check_target, in_place
+from merging.safetensors_writer import in_place
 from merging.sources import StateSource, TensorSource
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ def merge_into_checkpoint(
         ValueError: see :func:`merging.merge_files`.
     """
     template = _template(base, models, out, options.get("policy", "error"))
-    check_target(out, overwrite)
     with in_place(out, single=True, overwrite=overwrite) as folder:
         merged = merge_files(
             method,

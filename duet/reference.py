@@ -20,6 +20,7 @@ from duet.datasets.series_file import SeriesFile
 from duet.datasets.training import write_training_set
 from duet.detectors.base import Detector, StageRequest
 from duet.detectors.families import restore_detector, store_detector
+from duet.documents import read_json
 from duet.errors import InputError
 from duet.evaluation.run import DomainScores, score_domain, score_slice
 from duet.monitor import Monitor
@@ -27,7 +28,7 @@ from duet.paths import cache_folder
 from duet.results import grid_cells, versions
 from duet.series import Role, Slice
 from duet.stage import stage_seed
-from duet.state import digest_of, read_json, write_json
+from duet.state import digest_of, write_json
 
 _PLAIN = MethodSettings(name="plain")
 _KEYED_VERSIONS = ("torch", "ultralytics")

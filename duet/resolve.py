@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from duet.config import EvaluationSettings, MethodSettings, RunConfig, TrainSettings, overlay, read_yaml, validate
+from duet.config import EvaluationSettings, MethodSettings, RunConfig, TrainSettings, overlay, validate
 from duet.datasets.series_file import find_series
+from duet.documents import read_yaml
 from duet.errors import InputError
 from duet.methods import method_settings
 

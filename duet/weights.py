@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from duet.config import read_yaml
+from duet.documents import read_yaml
 from duet.errors import InputError, nearest
 from duet.paths import data_folder, weights_folder
 from duet.state import sha256_of, write_atomic

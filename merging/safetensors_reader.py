@@ -167,7 +167,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
 def _read_json(file: Path, text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: damaged JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{file}: expected a JSON object, got {type(value).__name__}")

@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from duet.config import MethodSettings, RunConfig, overlay, parse_assignments, read_yaml, validate
+from duet.config import MethodSettings, RunConfig, overlay, parse_assignments, validate
+from duet.documents import read_yaml
 from duet.errors import InputError
 from duet.methods import METHODS, method_settings
 from duet.resolve import resolve_config

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from duet.documents import read_json
 from duet.errors import InputError
-from duet.state import RunState, read_json, sha256_of, write_atomic, write_json, write_text
+from duet.state import RunState, sha256_of, write_atomic, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path):

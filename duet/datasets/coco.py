@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from duet.datasets.annotation import Row, checked_box, known_name
 from duet.datasets.faults import Fault, Level, Report
 from duet.datasets.source import Source
+from duet.documents import parse_json
 from duet.errors import InputError
 
 
@@ -30,20 +30,21 @@ class CocoFile:
         document = _document(data, file)
         self.categories: dict[Any, str] = {}
         for item in document["categories"]:
-            if item.get("id") in self.categories:
-                raise InputError(f"{file}: category id {item.get('id')!r} is given twice")
-            self.categories[item.get("id")] = str(item.get("name", "")).strip()
+            key = _id(item, "id")
+            if key is None or key in self.categories:
+                raise InputError(f"{file}: category id {item.get('id')!r} is no id, or given twice")
+            self.categories[key] = str(item.get("name", "")).strip()
         self.images: dict[str, Mapping[str, Any]] = {}
         by_id: dict[Any, str] = {}
         for item in document["images"]:
-            name = item.get("file_name")
-            if not isinstance(name, str) or name in self.images or item.get("id") in by_id:
+            name, key = item.get("file_name"), _id(item, "id")
+            if not isinstance(name, str) or name in self.images or key is None or key in by_id:
                 report(Fault(Level.ERROR, f"{file}, image {item.get('id')}", "its file_name or id is absent or double"))
                 continue
-            self.images[name], by_id[item.get("id")] = item, name
+            self.images[name], by_id[key] = item, name
         self._annotations: dict[str, list[Mapping[str, Any]]] = {}
         for item in document["annotations"]:
-            name = by_id.get(item.get("image_id"))
+            name = by_id.get(_id(item, "image_id"))
             if name is None:
                 where = f"{file}, annotation {item.get('id')}"
                 report(Fault(Level.ERROR, where, f"image_id {item.get('image_id')!r} is no image of the file"))
@@ -68,15 +69,16 @@ class CocoFile:
         self, found: list[Row], item: Mapping[str, Any], size_hw: tuple[int, int], source: Source, report: Report
     ) -> None:
         where = f"{self.file}, annotation {item.get('id')}"
-        if item.get("category_id") not in self.categories:
+        category = _id(item, "category_id")
+        if category not in self.categories:
             report(Fault(Level.ERROR, where, f"category_id {item.get('category_id')!r} is no category of the file"))
             return
         try:
             x, y, width, height = [float(value) for value in item["bbox"]]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             report(Fault(Level.ERROR, where, f"expected a bbox of four numbers, found {item.get('bbox')!r}"))
             return
-        name = self.categories[item["category_id"]]
+        name = self.categories[category]
         label = known_name(name, source.names, source.rename, where, report)
         box = checked_box((x, y, x + width, y + height), size_hw, where, report)
         if label is not None and box is not None:
@@ -84,13 +86,14 @@ class CocoFile:
             found.append(Row(box, label, number, bool(item.get("difficult")), bool(item.get("iscrowd"))))
 
 
+def _id(item: Mapping[str, Any], key: str) -> int | str | None:
+    """An id; None for what cannot be one."""
+    value = item.get(key)
+    return value if isinstance(value, int | str) else None
+
+
 def _document(data: bytes, file: Path) -> dict[str, list[Mapping[str, Any]]]:
-    try:
-        document = json.loads(data)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not a UTF-8 text file ({error.reason})") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
+    document = parse_json(data, str(file))
     for key in ("images", "annotations", "categories"):
         items = document.get(key) if isinstance(document, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from duet.config import Section, read_yaml, validate
+from duet.config import Section, validate
 from duet.datasets.source import Format, Source
 from duet.datasets.yolo import checked_names, read_class_names, read_data_yaml
+from duet.documents import read_yaml
 from duet.errors import InputError, nearest
 from duet.paths import data_folder
 from duet.series import Role, RoleSlice, Series, Slice, Task

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import yaml
-
 from duet.datasets.annotation import Box, Row, checked_box, known_name
 from duet.datasets.faults import Fault, Level, Report
 from duet.datasets.source import Source, read_text
+from duet.documents import parse_yaml
 from duet.errors import InputError
 
 SUFFIX = ".txt"
@@ -79,16 +78,14 @@ def read_data_yaml(path: Path) -> tuple[tuple[str, ...], dict[str, Source]]:
     Raises:
         InputError: naming the file and what is missing in it.
     """
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML") from error
+    values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict) or "names" not in values:
         raise InputError(f"{path}: key 'names' is missing, is it an Ultralytics data file?")
     listed = values["names"]
+    if not isinstance(listed, list | dict):
+        raise InputError(f"{path}: key 'names' is {listed!r}: expected a list of names, or indices to names")
     if isinstance(listed, dict):
-        if sorted(listed) != list(range(len(listed))):
+        if set(listed) != set(range(len(listed))):
             raise InputError(f"{path}: key 'names': expected the indices 0 to {len(listed) - 1}")
         listed = [listed[index] for index in range(len(listed))]
     names = checked_names([str(name) for name in listed or ()], f"{path}: key 'names'")

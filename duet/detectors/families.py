@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from duet.config import read_yaml
 from duet.detectors.base import Description, Detector
 from duet.detectors.fcos import FcosDetector
 from duet.detectors.rtdetr import RtdetrDetector
 from duet.detectors.ultralytics_checkpoint import build_architecture, open_checkpoint
 from duet.detectors.yolo import YoloDetector
+from duet.documents import read_yaml
 from duet.errors import InputError, nearest
 from duet.state import write_atomic
 from duet.weights import find_weights

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from duet.config import TrainSettings, read_yaml
+from duet.config import TrainSettings
+from duet.documents import read_yaml
 from duet.errors import InputError
 
 GREY = 114  # of the border around a letterboxed picture, as Ultralytics has it

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from duet.config import Section, read_yaml, validate
+from duet.config import Section, validate
+from duet.documents import read_yaml
 from duet.paths import data_folder
 
 Percent = Annotated[float, Field(ge=0, le=200)]

@@ -26,6 +26,14 @@ def test_averaging_by_hand():
     assert values(merging.weight_averaging(base, models, weights=[1, 0, 3])) == [4.75, 0.25]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_average_of_equal_models_is_that_model(dtype):
+    """Seven times a float64 number is not always exact; seven times a shorter one is."""
+    model = {"w": torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)}
+    merged = merging.merge("averaging", model, [dict(model) for _ in range(7)], output_dtype=torch.float64)
+    assert torch.equal(merged.state["w"], model["w"].double())
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
