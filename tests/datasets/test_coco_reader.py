@@ -56,7 +56,7 @@ def test_a_list_and_other_names(folder):
         ("images", {"file_name": "z.jpg"}, r"instances\.json: image 'z\.jpg' is not in the image folder"),
         ("images", {"id": 2}, "image 2: its file_name or id is absent or double"),
         ("categories", {"name": "Cat"}, "class 'Cat' is not .* in case only"),
-        ("categories", {"id": 18}, "category id 18 is given twice"),
+        ("categories", {"id": 18}, "category id 18 is no id, or given twice"),
     ],
 )
 def test_what_is_wrong_is_named(folder, key, values, message):
