@@ -8,8 +8,8 @@ import torch
 from adapters import ADAPTERS
 from PIL import Image
 
-from duet.config import DirectionalSettings, DistillationSettings, EvaluationSettings, MethodSettings
-from duet.detectors.base import DirectionalTarget
+from duet.config import DirectionalSettings, DistillationSettings, EvaluationSettings, EwcSettings, MethodSettings
+from duet.detectors.base import Consolidation, DirectionalTarget
 from duet.detectors.families import restore_detector, store_detector
 from duet.errors import InputError
 
@@ -157,7 +157,7 @@ def test_prediction_does_not_change_the_detector(detector, pictures):
     assert all(torch.equal(before[key], value) for key, value in detector.state().items())
 
 
-@pytest.mark.parametrize("kind", ["paper", "weighted"])
+@pytest.mark.parametrize("kind", ["paper", "weighted", "lwf", "erd"])
 def test_distillation_between_equal_models_pulls_nowhere_and_otherwise_only_at_the_student(adapter, detector, kind):
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     student = detector.grown(("c",), seed=2, head="rows")
@@ -229,6 +229,17 @@ def test_losses_are_listed_by_name_and_weighted(detector, make_request, kind):
     assert losses["distill_weighted"] == pytest.approx(0.5 * losses["distill_loss"], rel=1e-4)
     assert losses["dc_weighted"] == pytest.approx(0.1 * losses["dc_loss"], rel=1e-4)
     assert all(torch.equal(teacher[key], value) for key, value in detector.state().items())
+
+
+def test_consolidation_holds_what_mattered(detector, make_request):
+    grown = detector.grown(("c",), seed=2, head="rows")
+    old, keys = detector.state(), detector.split(shared_towers=True).shared_parameters
+    held = Consolidation({key: old[key] for key in keys}, {key: torch.ones_like(old[key]) for key in keys})
+    method = MethodSettings(name="t", ewc=EwcSettings(weight=2.0))
+    request = make_request(grown, 2, method=method, teacher=detector, consolidation=held)
+    losses = grown.train_stage(request).losses[-1]
+    assert losses["ewc_loss"] > 0
+    assert losses["ewc_weighted"] == pytest.approx(2 * losses["ewc_loss"], rel=1e-4)
 
 
 def test_old_rows_stand_still_when_they_are_held(detector, make_request):

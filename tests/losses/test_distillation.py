@@ -5,7 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duet.losses.distillation import filtered_distillation, weighted_distillation
+from duet.losses.distillation import (
+    erd_distillation,
+    filtered_distillation,
+    lwf_distillation,
+    outstanding,
+    weighted_distillation,
+)
 
 BOTH = [filtered_distillation, weighted_distillation]
 
@@ -115,3 +121,38 @@ def test_filters_keep_what_torch_quantile_keeps(seed, anchors):
     divergence = (boxes.softmax(-1) * (boxes.log_softmax(-1) - taught.log_softmax(-1))).sum(-1)
     expected = (student - teacher)[top].square().sum(-1).mean() + divergence[steady].mean()
     assert filtered_distillation(student, teacher, boxes, taught).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def outputs(seed, anchors=40):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, anchors, 3, generator=generator), torch.randn(2, anchors, 4, 5, generator=generator)
+
+
+@pytest.mark.parametrize("loss", [lwf_distillation, erd_distillation])
+def test_baselines_are_zero_for_equal_outputs_and_positive_otherwise(loss):
+    classes, boxes = outputs(0)
+    assert loss(classes, classes, boxes, boxes).item() == pytest.approx(0, abs=1e-5)
+    other_classes, other_boxes = outputs(1)
+    assert loss(other_classes, classes, other_boxes, boxes).item() > 0.01
+    nothing = torch.zeros(2, 0, 3, requires_grad=True), torch.zeros(2, 0, 4, 5, requires_grad=True)
+    loss(nothing[0], nothing[0].detach(), nothing[1], nothing[1].detach()).backward()
+
+
+def test_lwf_by_hand():
+    student, teacher = torch.tensor([[[4.0]]]), torch.tensor([[[0.0]]])
+    soft = torch.tensor(2.0).sigmoid()
+    expected = 4 * (-(soft.log() + (1 - soft).log()) / 2 - math.log(2))
+    found = lwf_distillation(student, teacher, torch.zeros(1), torch.zeros(1))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_erd_takes_the_responses_that_stand_out():
+    teacher = torch.full((1, 50, 2), -6.0)
+    teacher[0, 7, 1] = 3.0  # the one sure anchor
+    student = teacher.clone()
+    student[0, 7] += 1.0
+    student[0, 20] += 5.0  # not chosen
+    boxes = torch.zeros(1, 50, 4, 5)
+    assert erd_distillation(student, teacher, boxes, boxes).item() == pytest.approx(2.0, rel=1e-5)
+    assert outstanding(torch.tensor([[0.0] * 9 + [1.0]]), 2.0).tolist() == [[False] * 9 + [True]]
+    assert not outstanding(torch.ones(1, 4), 2.0).any()

@@ -1,0 +1,88 @@
+"""Pseudo-labels and kept images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from duet.committee import Committee
+from duet.config import EvaluationSettings, ExemplarSettings, PseudoLabelSettings
+from duet.datasets.images import LabelledImage
+from duet.detectors.base import Detections
+from duet.stage_data import PSEUDO, count_pseudo_labels, exemplars, own_labels, pseudo_labelled
+
+
+def image(name, *boxes):
+    corners = np.array([box for _, box in boxes], dtype=np.float64).reshape(-1, 4)
+    labels = tuple(label for label, _ in boxes)
+    return LabelledImage(Path(name), (100, 100), corners, labels, tuple(f"{name}, line {n}" for n in range(len(boxes))))
+
+
+class Says:
+    """A detector that says what it was told to."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def predict(self, images, image_size, settings):
+        for path in images:
+            boxes, scores, labels = self.found.get(str(path), ([], [], []))
+            corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+            yield path, Detections(corners, np.array(scores, dtype=np.float32), tuple(labels))
+
+
+def labelled(images, found, **settings):
+    return pseudo_labelled(images, Says(found), ("new",), PseudoLabelSettings(**settings), EvaluationSettings(), 64)
+
+
+def test_sure_detections_that_touch_no_new_object_become_labels():
+    images = [image("a", ("new", (0, 0, 20, 20)), ("hidden", (50, 50, 60, 60))), image("b")]
+    found = {
+        "a": (
+            [(50, 50, 61, 60), (1, 1, 20, 20), (70, 70, 80, 80), (10, 10, 30, 30)],
+            [0.9, 0.95, 0.4, 0.8],
+            ["old", "old", "old", "older"],
+        )
+    }
+    first, second = labelled(images, found, confidence=0.5, overlap=0.3)
+    assert first.labels == ("new", "old", "older")  # the third is unsure, the second lies on a new object
+    assert first.boxes_xyxy[1].tolist() == [50, 50, 61, 60]
+    assert first.lines == ("a, line 0", PSEUDO, PSEUDO)
+    assert second.labels == ()
+    assert count_pseudo_labels([first, second]) == {"old": 1, "older": 1}
+    strict, _ = labelled(images, found, confidence=0.5, overlap=0.0)
+    assert strict.labels == ("new", "old")
+
+
+def test_a_detection_without_area_is_no_label():
+    (only,) = labelled([image("a")], {"a": ([(5, 5, 5, 9)], [0.9], ["old"])})
+    assert only.labels == ()
+
+
+def test_kept_images_have_the_labels_of_their_own_task_and_stay_the_same():
+    day = [image(f"d{n}", ("x" if n % 2 else "y", (0, 0, 9, 9)), ("later", (20, 20, 30, 30))) for n in range(20)]
+    night = [image(f"n{n}", ("z", (0, 0, 9, 9))) for n in range(6)]
+    images = {"day": day, "night": night}
+    settings = ExemplarSettings(images_per_class=3)
+    one = exemplars(images, [("day", ("x", "y"))], settings, 0)
+    both = exemplars(images, [("day", ("x", "y")), ("night", ("z",))], settings, 0)
+    assert sorted(label for kept in one for label in kept.labels) == ["x"] * 3 + ["y"] * 3
+    assert [kept.path for kept in both[:6]] == [kept.path for kept in one]
+    assert len(both) == 9
+    assert [k.path for k in exemplars(images, [("day", ("x", "y"))], settings, 1)] != [k.path for k in one]
+
+
+def test_own_labels_leave_out_the_others():
+    (kept,) = own_labels([image("a", ("x", (0, 0, 9, 9)), ("y", (5, 5, 9, 9)))], ("y",))
+    assert kept.labels == ("y",)
+    assert kept.boxes_xyxy.tolist() == [[5, 5, 9, 9]]
+
+
+def test_a_committee_sees_what_its_members_see_best_first():
+    one = Says({"a": ([(0, 0, 1, 1), (0, 0, 2, 2)], [0.9, 0.2], ["x", "x"])})
+    other = Says({"a": ([(0, 0, 3, 3)], [0.5], ["y"])})
+    ((path, found),) = Committee([one, other]).predict([Path("a")], 64, EvaluationSettings())
+    assert path == Path("a")
+    assert found.labels == ("x", "y", "x")
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5, 0.2])
+    assert found.boxes_xyxy[1].tolist() == [0, 0, 3, 3]
