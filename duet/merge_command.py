@@ -49,7 +49,9 @@ def merge(
         refuse_other_heads(ancestor, tuned, options.get("policy", "error"))
         plain = [given.model for given in tuned]
         if dry_run:
-            Console(highlight=False).print(plan_files(method, ancestor.model, plain, **options).table(), soft_wrap=True)
+            Console(highlight=False, markup=False).print(
+                plan_files(method, ancestor.model, plain, **options).table(), soft_wrap=True
+            )
             return
         if out is None:
             raise InputError(f"merge {method}: --out is missing")
@@ -59,7 +61,7 @@ def merge(
                 done = merge_into_checkpoint(method, ancestor, tuned, out, **given)
             else:
                 done = merge_files(method, ancestor.model, plain, out, **given)
-    Console().print(f"Merged: {done.path}   Provenance: {done.provenance_path}", soft_wrap=True)
+    Console(markup=False).print(f"Merged: {done.path}   Provenance: {done.provenance_path}", soft_wrap=True)
 
 
 def _diff(pair: list[Path], base: Path | None, out: Path | None, options: dict[str, Any]) -> None:
@@ -74,7 +76,7 @@ def _diff(pair: list[Path], base: Path | None, out: Path | None, options: dict[s
         comparison = diff(first, second, base=ancestor, progress=progress, **options)
         if out is not None:
             plot_comparison(comparison, out)
-    Console(highlight=False).print(comparison.table(), soft_wrap=True)
+    Console(highlight=False, markup=False).print(comparison.table(), soft_wrap=True)
 
 
 @contextmanager

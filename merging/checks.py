@@ -22,8 +22,12 @@ def number(name: str, value: object, *, low: float = -math.inf, high: float = ma
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"option '{name}': expected a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"option '{name}': expected a finite number, got {value!r}")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        finite = False
+    if not finite:
+        raise ValueError(f"option '{name}': expected a finite number, got {str(value)[:40]}")
     if not low <= value <= high:
         raise ValueError(f"option '{name}': expected {_interval(low, high)}, got {value!r}")
     return float(value)
@@ -71,7 +75,10 @@ def convex_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     values = [number("weights", weight, low=0.0) for weight in weights]
     if len(values) != count:
         raise ValueError(f"option 'weights': expected one weight for each of the {count} models, got {len(values)}")
-    total = math.fsum(values)
+    try:
+        total = math.fsum(values)
+    except OverflowError:
+        raise ValueError("option 'weights': their sum is larger than any float") from None
     if total <= 0.0:
         raise ValueError("option 'weights': expected at least one weight above zero")
     return [value / total for value in values]

@@ -147,7 +147,10 @@ def prepare_merge(
     mixture = settings.batch_norm == "mixture"
     keys = tuple(key for key in plan.merged if not (mixture and is_statistic(key)))
     inputs = Inputs(base, tuple(models), plan, keys, settings.workers, progress)
-    merger = prepare(inputs, **options)
+    try:
+        merger = prepare(inputs, **options)
+    except OverflowError:
+        raise ValueError(f"{method}: the summed magnitudes of the models are larger than any float") from None
     if mixture:
         merger = replace(merger, merge=with_mixture(inputs, merger))
     return Merge(inputs, merger, settings, method, describe_options(options))

@@ -104,6 +104,8 @@ class SafetensorsSource:
     def _add(self, number: int, file: Path) -> None:
         header, data = _header(file)
         metadata = header.pop("__metadata__", {}) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError(f"{file}: damaged, its __metadata__ is no mapping of texts")
         for key, (spec, begin) in _entries(file, header, os.path.getsize(file) - data):
             if key in self.specs:
                 first = self.files[self._places[key].file].name

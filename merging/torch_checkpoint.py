@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ def open_torch_checkpoint(path: Path) -> StateSource:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with _only_tensors():
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from None
     except PermissionError:
@@ -48,6 +50,17 @@ def open_torch_checkpoint(path: Path) -> StateSource:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path}: expected tensors only, got {type(value).__name__} under {key!r}")
     return StateSource(state, str(path), (path,))
+
+
+@contextmanager
+def _only_tensors() -> Iterator[None]:
+    """Other code of this process may have allowed classes of its own; here none is expected."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        yield
+    finally:
+        torch.serialization.add_safe_globals(allowed)
 
 
 def _refusal(path: Path, message: str) -> str:

@@ -169,3 +169,31 @@ def test_models_may_be_listed_behind_one_option():
     given = ["ties", "--base", "a", "--models", "b", "c", "--out", "d"]
     assert _repeated("--models", given) == ["ties", "--base", "a", "--models", "b", "--models", "c", "--out", "d"]
     assert _repeated("--models", ["train", "x"]) == ["train", "x"]
+
+
+def test_brackets_in_names_are_no_markup(run, files):
+    for number, name in enumerate(("one", "two"), 1):
+        save_file({"layer[/x].weight": torch.ones(2) * number}, files / f"{name}.safetensors")
+    code, shown, _ = run("diff", "one.safetensors", "two.safetensors")
+    assert code == 0
+    assert "layer[/x]" in shown
+    (files / "o[").mkdir()
+    code, shown, _ = run(
+        "averaging", "--base", "one.safetensors", "--models", "two.safetensors", "--out", "o[/q].safetensors"
+    )
+    assert code == 0
+    assert "o[/q].safetensors" in shown
+
+
+@pytest.mark.parametrize(
+    ("method", "assignment", "message"),
+    [
+        ("task_arithmetic", f"scaling_factor=1{'0' * 400}", "expected a finite number"),
+        ("averaging", "weights=[1.7e308, 1.7e308]", "their sum is larger than any float"),
+    ],
+)
+def test_numbers_that_no_float_holds_are_refused(run, files, method, assignment, message):
+    code, _, error = run(*merge_arguments(method, "--set", assignment))
+    assert code == 2
+    assert message in error
+    assert not (files / "out.safetensors").exists()

@@ -45,6 +45,8 @@ def header_of(change):
         (header_of(lambda h: h["3.bias"].update(dtype="C64")), "'3.bias' has dtype C64, which cannot be merged"),
         (header_of(lambda h: h.pop("3.bias")), "lies at bytes"),
         (header_of(lambda h: h.update({"3.bias": [1]})), "the header's entry for '3.bias' is damaged"),
+        (header_of(lambda h: h.update({"__metadata__": "text"})), "its __metadata__ is no mapping of texts"),
+        (header_of(lambda h: h.update({"__metadata__": {"a": [1]}})), "its __metadata__ is no mapping of texts"),
     ],
 )
 def test_damaged_files_are_refused_by_name(family, tmp_path, change, message):

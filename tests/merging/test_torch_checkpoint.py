@@ -56,6 +56,15 @@ def test_anything_else_is_refused_by_name(tmp_path, monkeypatch, content, messag
     assert not (tmp_path / "marker.txt").exists()
 
 
+def test_what_others_have_allowed_is_refused_all_the_same(tmp_path):
+    torch.save(nn.Linear(1, 1), tmp_path / "model.pt")
+    with torch.serialization.safe_globals([nn.Linear]):
+        before = torch.serialization.get_safe_globals()
+        with pytest.raises(ValueError, match=r"holds torch\.nn\.modules\.linear\.Linear"):
+            open_torch_checkpoint(tmp_path / "model.pt")
+        assert torch.serialization.get_safe_globals() == before
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"", b"text", pickle.dumps(3)[:-1], b"PK\x03\x04broken"])
 def test_damaged_files_are_refused_by_name(tmp_path, content):
