@@ -189,7 +189,7 @@ def test_brackets_in_names_are_no_markup(run, files):
     ("method", "assignment", "message"),
     [
         ("task_arithmetic", f"scaling_factor=1{'0' * 400}", "expected a finite number"),
-        ("averaging", "weights=[1.7e308, 1.7e308]", "their sum is larger than any float"),
+        ("averaging", "weights=[1.7e+308, 1.7e+308]", "their sum is larger than any float"),
     ],
 )
 def test_numbers_that_no_float_holds_are_refused(run, files, method, assignment, message):
