@@ -16,6 +16,7 @@ from typing import Annotated
 
 import torch
 import typer
+from benchmark_infer import infer
 from benchmark_merge import merge
 from rich.console import Console
 from rich.progress import track
@@ -36,6 +37,7 @@ def _root() -> None:
     """Benchmarks of the library."""
 
 
+app.command()(infer)
 app.command()(merge)
 
 

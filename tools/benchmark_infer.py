@@ -1,0 +1,87 @@
+"""``benchmark.py infer``: what a head policy costs at inference, beside the plain model with as many classes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+
+from duet.detectors.base import Detector
+from duet.detectors.families import load_pretrained
+
+PLAIN, ROWS, PARALLEL = "plain", "rows", "parallel"
+CLASSES_PER_TASK = 3
+TASKS = (1, 2, 4, 8)
+
+
+def infer(
+    detector: Annotated[str, typer.Option(help="Weights or architecture; speed depends on the latter only.")] = (
+        "yolo11n.yaml"
+    ),
+    image_size: Annotated[int, typer.Option(min=32, help="Side of the square input in pixels.")] = 320,
+    rounds: Annotated[int, typer.Option(min=1, help="How often every variant is timed.")] = 30,
+    repeat: Annotated[int, typer.Option(min=1, help="Pictures per timing, one after the other.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Latency of one picture without NMS, as Ultralytics runs a deployed checkpoint (fused, channels last)."""
+    torch.set_num_threads(threads)
+    start = load_pretrained(detector).with_classes(_names(0), 0)
+    networks = {(kind, count): _deployed(_variant(start, kind, count)) for count in TASKS for kind in _kinds(count)}
+    image = torch.rand(1, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in networks}
+    with torch.inference_mode():
+        for network in networks.values():
+            network(image)
+        for turn in track(range(rounds), description="benchmark"):
+            # Forwards and backwards in turn, so that no variant always follows the same one.
+            for key in list(networks)[:: 1 if turn % 2 else -1]:
+                times[key].append(_seconds(networks[key], image, repeat))
+    Console(width=100).print(_table(times))
+
+
+def _kinds(count: int) -> tuple[str, ...]:
+    return (PLAIN, ROWS) if count == 1 else (PLAIN, ROWS, PARALLEL)
+
+
+def _names(task: int) -> tuple[str, ...]:
+    return tuple(f"class{task * CLASSES_PER_TASK + number}" for number in range(CLASSES_PER_TASK))
+
+
+def _variant(start: Detector, kind: str, count: int) -> Detector:
+    """The detector after ``count`` tasks; ``plain`` gets all its classes at once, without ever growing."""
+    if kind == PLAIN:
+        return start.with_classes(tuple(name for task in range(count) for name in _names(task)), 0)
+    grown = start
+    for task in range(1, count):
+        grown = grown.grown(_names(task), task, kind)
+    return grown
+
+
+def _deployed(detector: Detector) -> nn.Module:
+    network = detector.clone().model.eval().fuse(verbose=False).requires_grad_(False)
+    return network.to(memory_format=torch.channels_last)
+
+
+def _seconds(network: nn.Module, image: torch.Tensor, repeat: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeat):
+        network(image)
+    return (time.perf_counter() - started) / repeat
+
+
+def _table(times: dict[tuple[str, int], list[float]]) -> Table:
+    table = Table(title="One picture, without NMS")
+    for column in ("Tasks", "Classes", "Head", "Median ms", "× plain"):
+        table.add_column(column, justify="left" if column == "Head" else "right")
+    for (kind, count), values in times.items():
+        ratio = statistics.median(own / plain for own, plain in zip(values, times[PLAIN, count]))
+        milliseconds = f"{1000 * statistics.median(values):.1f}"
+        table.add_row(str(count), str(count * CLASSES_PER_TASK), kind, milliseconds, f"{ratio:.3f}")
+    return table
