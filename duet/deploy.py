@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 
 from duet.config import EvaluationSettings
 from duet.detectors.base import BATCH, Detections, Detector
@@ -96,7 +95,7 @@ def predict(detector: Detector, request: PredictRequest, monitor: Monitor | None
         1 if live else request.batch,
     )
     with _AnnotatedFolder(request.annotated, sources, detector.classes) as folder:
-        with suppress(KeyboardInterrupt) if live else suppress():
+        with suppress(KeyboardInterrupt) if live else nullcontext():
             for frame, detections in found:
                 folder.add(frame, detections)
                 _count(result, frame, detections, request)

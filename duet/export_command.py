@@ -136,9 +136,7 @@ def _target(form: str, out: Path | None, detector: str, overwrite: bool) -> Path
     if not target.name.endswith(known.suffix):
         raise InputError(f"{target}: runtimes tell the format by the name; expected one that ends in '{known.suffix}'")
     if target.exists() and (known.is_folder or target.is_dir()):
-        raise InputError(
-            f"{target}: exists, and a folder cannot be replaced at once; delete it, or choose another --out"
-        )
+        raise InputError(f"{target}: a folder cannot be replaced in one step; delete it, or choose another --out")
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists; --overwrite replaces it")
     return target

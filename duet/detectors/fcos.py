@@ -108,7 +108,7 @@ class FcosDetector(PlainDetector):
         batch: int = BATCH,
         square: bool = False,
     ) -> Iterator[tuple[Key, Detections]]:
-        """Square letterboxed inputs in any case, torchvision's own thresholds and suppression, boxes in the original image."""
+        """Square inputs in any case, torchvision's own thresholds and suppression, boxes in the original image."""
         model = copy.deepcopy(self.model).eval()
         model.score_thresh, model.nms_thresh = settings.confidence, settings.iou
         model.detections_per_img = settings.max_detections

@@ -71,7 +71,7 @@ def export_model(model: DetectionModel, form: ExportFormat, folder: Path, image_
 
 
 def compute_in_float32(predictor: BasePredictor, exported: Path) -> None:
-    """Keep OpenVINO from bfloat16, which it prefers on processors that have it and which moves scores by a hundredth."""
+    """Keep OpenVINO from bfloat16, which it prefers where the processor has it; it moves scores by a hundredth."""
     backend = predictor.model.backend
     if isinstance(backend, OpenVINOBackend):
         graph = backend.ov.Core().read_model(next(exported.glob("*.xml")))
