@@ -15,8 +15,10 @@ from rich.console import Console
 from duet.data_command import data
 from duet.errors import InputError
 from duet.evaluate_command import evaluate
+from duet.export_command import export
 from duet.inspect_command import inspect
 from duet.merge_command import merge
+from duet.predict_command import predict
 from duet.update_command import update
 
 app = typer.Typer(
@@ -36,6 +38,7 @@ SetOption = Annotated[
 def _root() -> None:
     """Quiet the libraries; only this command prints."""
     os.environ.setdefault("YOLO_VERBOSE", "false")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # a missing package is named, not fetched
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     warnings.filterwarnings("ignore", category=UserWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -105,9 +108,11 @@ def weights(
 
 
 app.command(name="evaluate")(evaluate)
+app.command(name="export")(export)
 app.command(name="inspect")(inspect)
 app.command(name="merge")(merge)
 app.command(name="update")(update)
+app.command(name="predict")(predict)
 app.add_typer(data, name="data")
 
 

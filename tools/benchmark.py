@@ -1,4 +1,4 @@
-"""Measure speed as ratios within one run: ``benchmark.py train``, ``benchmark.py merge``, ``benchmark.py data``.
+"""Measure speed as ratios within one run: ``benchmark.py train``, ``infer``, ``merge``, ``data``.
 
 Absolute times depend on the machine and what else it does; the variants are run in turn, several times, and the
 medians of their ratios are printed.
@@ -17,6 +17,7 @@ from typing import Annotated
 import torch
 import typer
 from benchmark_data import data
+from benchmark_infer import infer
 from benchmark_merge import merge
 from rich.console import Console
 from rich.progress import track
@@ -37,6 +38,7 @@ def _root() -> None:
     """Benchmarks of the library."""
 
 
+app.command()(infer)
 app.command()(merge)
 app.command()(data)
 

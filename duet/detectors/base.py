@@ -11,12 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from duet.config import EvaluationSettings, MethodSettings, TrainSettings
+from duet.errors import InputError
+
+Key = TypeVar("Key")
+ExportFormat = Literal["onnx", "openvino", "torchscript", "engine"]
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -260,6 +265,57 @@ class Detector(ABC):
         self, images: Sequence[Path], image_size: int, settings: EvaluationSettings
     ) -> Iterator[tuple[Path, Detections]]:
         """Detections for image files, each image once, in any order."""
+
+    @abstractmethod
+    def predict_pictures(
+        self,
+        pictures: Iterable[tuple[Key, np.ndarray]],
+        image_size: int,
+        settings: EvaluationSettings,
+        batch: int = BATCH,
+        square: bool = False,
+    ) -> Iterator[tuple[Key, Detections]]:
+        """Detections for pictures in memory, as the deployed checkpoint gives them in its own package.
+
+        Args:
+            pictures: (key, picture); the key comes back with the detections. A picture is (H, W, 3) uint8, blue green
+                red.
+            image_size: longer side of the input in pixels.
+            settings: thresholds.
+            batch: pictures of one shape that run together.
+            square: pad to a square, as exported detectors of fixed size do.
+
+        Returns:
+            Each picture once; pictures of one shape in their order.
+        """
+
+    def export(self, form: ExportFormat, folder: Path, image_size: int, dynamic: bool) -> Path:
+        """Write the detector in an exchange format, with its class names.
+
+        Args:
+            form: the format.
+            folder: an empty folder to write to.
+            image_size: side of the input in pixels.
+            dynamic: leave batch, height and width open where the format can.
+
+        Returns:
+            The file or folder inside ``folder``.
+
+        Raises:
+            InputError: when the family, the format or a missing package does not allow it.
+        """
+        raise InputError(f"detectors of the family '{self.describe().family}' cannot be exported")
+
+    def predict_exported(
+        self,
+        exported: Path,
+        pictures: Iterable[tuple[Key, np.ndarray]],
+        image_size: int,
+        settings: EvaluationSettings,
+        square: bool = False,
+    ) -> Iterator[tuple[Key, Detections]]:
+        """Detections of what :meth:`export` wrote, in the format's own runtime, as :meth:`predict_pictures`."""
+        raise InputError(f"detectors of the family '{self.describe().family}' cannot be exported")
 
     @abstractmethod
     def estimate_batch_norm(self, images: Iterable[Path], image_size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from duet.config import EvaluationSettings
-from duet.detectors.base import Description, Detections
+from duet.detectors.base import BATCH, Description, Detections, Key
 from duet.detectors.plain_data import Sample, letterbox, read_rgb, to_tensor
 from duet.detectors.plain_training import PlainDetector
 from duet.detectors.stage_plan import StagePlan
@@ -27,7 +28,6 @@ from duet.losses.query_distillation import QUERY_DISTILLATIONS
 STRIDES = (8, 16, 32)
 RARE = 0.01  # probability that a fresh class output starts from (FCOS, section 3.1)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BATCH = 32
 CLASS_ROWS = ("head.classification_head.cls_logits.weight", "head.classification_head.cls_logits.bias")
 
 
@@ -88,20 +88,31 @@ class FcosDetector(PlainDetector):
         pairs = [self._boxes(images, values) for values in (outputs, taught)]
         return QUERY_DISTILLATIONS[plan.distillation.kind](student, pairs[0], taught["cls_logits"], pairs[1])
 
-    @torch.no_grad()
     def predict(
         self, images: Sequence[Path], image_size: int, settings: EvaluationSettings
     ) -> Iterator[tuple[Path, Detections]]:
-        """Letterboxed inputs, torchvision's own thresholds and suppression, boxes in the original image."""
+        """As :meth:`predict_pictures`."""
+        pictures = ((path, read_rgb(path)[..., ::-1]) for path in images)
+        yield from self.predict_pictures(pictures, image_size, settings)
+
+    @torch.no_grad()
+    def predict_pictures(
+        self,
+        pictures: Iterable[tuple[Key, np.ndarray]],
+        image_size: int,
+        settings: EvaluationSettings,
+        batch: int = BATCH,
+        square: bool = False,
+    ) -> Iterator[tuple[Key, Detections]]:
+        """Square inputs in any case, torchvision's own thresholds and suppression, boxes in the original image."""
         model = copy.deepcopy(self.model).eval()
         model.score_thresh, model.nms_thresh = settings.confidence, settings.iou
         model.detections_per_img = settings.max_detections
-        for start in range(0, len(images), BATCH):
-            paths = images[start : start + BATCH]
-            pictures = [read_rgb(path) for path in paths]
-            inputs = torch.stack(list(_inputs(pictures, image_size)))
-            for path, picture, found in zip(paths, pictures, self._detect(model, inputs)):
-                yield path, self._detections(found, picture.shape[:2], image_size)
+        waiting = iter(pictures)
+        while group := list(islice(waiting, batch)):
+            inputs = torch.stack(list(_inputs((picture[..., ::-1] for _, picture in group), image_size)))
+            for (key, picture), found in zip(group, self._detect(model, inputs)):
+                yield key, self._detections(found, picture.shape[:2], image_size)
 
     @torch.no_grad()
     def estimate_batch_norm(self, images: Iterable[Path], image_size: int) -> None:

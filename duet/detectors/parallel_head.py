@@ -32,6 +32,15 @@ class ParallelDetect(Detect):
             if hasattr(heads[0], name):
                 setattr(self, name, getattr(heads[0], name))
 
+    @property
+    def end2end(self) -> bool:
+        """There is no one-to-one branch."""
+        return False
+
+    @end2end.setter
+    def end2end(self, value: bool) -> None:
+        """Ultralytics sets it on every head before inference and export."""
+
     def forward(self, x: list[Tensor]):
         """Raw outputs of the last head and of the old ones in training; decoded and side by side otherwise.
 

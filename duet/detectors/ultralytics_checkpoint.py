@@ -30,7 +30,9 @@ def open_checkpoint(path: Path) -> UltralyticsDetector:
     model = checkpoint.get("ema") or checkpoint.get("model")
     if not isinstance(model, DetectionModel):
         raise InputError(f"{path}: expected a detection model, found {type(model).__name__}")
-    return _wrap(model)
+    detector = _wrap(model)
+    detector._image_size = _trained_size(model)
+    return detector
 
 
 def build_architecture(name: str) -> UltralyticsDetector:
@@ -55,3 +57,10 @@ def build_architecture(name: str) -> UltralyticsDetector:
 
 def _wrap(model: DetectionModel) -> UltralyticsDetector:
     return (RtdetrDetector if isinstance(model.model[-1], RTDETRDecoder) else YoloDetector)(model)
+
+
+def _trained_size(model: DetectionModel) -> int | None:
+    """The side of the training input, where the checkpoint tells."""
+    settings = getattr(model, "args", None)
+    size = settings.get("imgsz") if isinstance(settings, dict) else getattr(settings, "imgsz", None)
+    return size if isinstance(size, int) else None

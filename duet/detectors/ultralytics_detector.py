@@ -9,15 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from ultralytics.engine.predictor import BasePredictor
 from ultralytics.nn.tasks import DetectionModel
 
 from duet.config import EvaluationSettings
-from duet.detectors.base import Detections, StageOutcome, StageRequest
+from duet.detectors.base import BATCH, Detections, ExportFormat, Key, StageOutcome, StageRequest
 from duet.detectors.module_detector import ModuleDetector
-from duet.detectors.ultralytics_predict import letterboxed, predict_images
+from duet.detectors.ultralytics_export import compute_in_float32, export_model, own_packages_only
+from duet.detectors.ultralytics_predict import letterboxed, predict_images, predict_pictures, set_up_predictor
 from duet.detectors.ultralytics_training import StageTraining, run_stage, squared_gradients, trainer_settings
 
 
@@ -76,8 +78,39 @@ class UltralyticsDetector(ModuleDetector):
     def predict(
         self, images: Sequence[Path], image_size: int, settings: EvaluationSettings
     ) -> Iterator[tuple[Path, Detections]]:
-        """Ultralytics' own predictor, so that the boxes are those that a deployed checkpoint gives."""
+        """Ultralytics' own predictor on square inputs."""
         yield from predict_images(self.predictor, self.model, self.classes, images, image_size, settings)
+
+    def predict_pictures(
+        self,
+        pictures: Iterable[tuple[Key, np.ndarray]],
+        image_size: int,
+        settings: EvaluationSettings,
+        batch: int = BATCH,
+        square: bool = False,
+    ) -> Iterator[tuple[Key, Detections]]:
+        """Ultralytics' own predictor as ``YOLO("detector.pt").predict`` sets it up: padded to the stride only."""
+        predictor = set_up_predictor(self.predictor, self.model, image_size, settings, rect=not square)
+        yield from predict_pictures(predictor, self.classes, pictures, batch)
+
+    def export(self, form: ExportFormat, folder: Path, image_size: int, dynamic: bool) -> Path:
+        """Through Ultralytics' exporter."""
+        return export_model(self.model, form, folder, image_size, dynamic)
+
+    def predict_exported(
+        self,
+        exported: Path,
+        pictures: Iterable[tuple[Key, np.ndarray]],
+        image_size: int,
+        settings: EvaluationSettings,
+        square: bool = False,
+    ) -> Iterator[tuple[Key, Detections]]:
+        """Ultralytics' own predictor around the format's runtime, which computes in float32."""
+        with own_packages_only():
+            predictor = set_up_predictor(self.predictor, exported, image_size, settings, rect=not square)
+        compute_in_float32(predictor, exported)
+        names = tuple(predictor.model.names[index] for index in range(len(predictor.model.names)))
+        yield from predict_pictures(predictor, names, pictures, batch=1)
 
     @torch.no_grad()
     def estimate_batch_norm(self, images: Iterable[Path], image_size: int) -> None:

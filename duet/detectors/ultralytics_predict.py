@@ -1,10 +1,11 @@
-"""Predictions through Ultralytics' own predictor, each image as if it were alone."""
+"""Predictions through Ultralytics' own predictor."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +17,11 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.patches import imread
 
 from duet.config import EvaluationSettings
-from duet.detectors.base import Detections
+from duet.detectors.base import BATCH, Detections, Key
 from duet.errors import InputError
 
-BATCH = 32
 MOST_WAITING = 256  # decoded images held back until their shape fills a batch
+MOST_WAITING_BYTES = 256_000_000
 
 
 def predict_images(
@@ -31,7 +32,7 @@ def predict_images(
     image_size: int,
     settings: EvaluationSettings,
 ) -> Iterator[tuple[Path, Detections]]:
-    """Detections for image files, the same boxes that a deployed checkpoint gives for each image alone.
+    """Detections for image files, letterboxed to a square, for scoring.
 
     Args:
         predictor_class: the family's predictor.
@@ -44,22 +45,53 @@ def predict_images(
     Raises:
         InputError: when a file is not a readable image.
     """
+    predictor = set_up_predictor(predictor_class, model, image_size, settings)
+    yield from predict_pictures(predictor, names, _read(images), BATCH)
+
+
+def set_up_predictor(
+    predictor_class: type[BasePredictor],
+    model: DetectionModel | Path,
+    image_size: int,
+    settings: EvaluationSettings,
+    **overrides: Any,
+) -> BasePredictor:
+    """Ultralytics' predictor, ready for pictures.
+
+    Args:
+        predictor_class: the family's predictor.
+        model: the network, which is not changed, or an exported one.
+        image_size: longer side of the input in pixels.
+        settings: thresholds.
+        overrides: further settings of Ultralytics, such as ``rect``, which pads a picture no more than the strides ask.
+    """
+    device = "cpu" if isinstance(model, Path) else str(next(model.parameters()).device)
     predictor = predictor_class(
         overrides={
             "imgsz": image_size,
             "conf": settings.confidence,
             "iou": settings.iou,
             "max_det": settings.max_detections,
-            "device": str(next(model.parameters()).device),
+            "device": device,
             "verbose": False,
             "save": False,
             "mode": "predict",
+            **overrides,
         }
     )
-    predictor.setup_model(copy.deepcopy(model).eval(), verbose=False)  # the predictor fuses what it is given
-    for paths, pictures in _same_shape_batches(images):
-        for path, result in zip(paths, predictor(pictures)):
-            yield path, _detections(result, names)
+    # The predictor fuses what it is given.
+    given = str(model) if isinstance(model, Path) else copy.deepcopy(model).eval()
+    predictor.setup_model(given, verbose=False)
+    return predictor
+
+
+def predict_pictures(
+    predictor: BasePredictor, names: tuple[str, ...], pictures: Iterable[tuple[Key, np.ndarray]], batch: int
+) -> Iterator[tuple[Key, Detections]]:
+    """Detections for (key, picture); only pictures of one shape run together, each padded as if it were alone."""
+    for keys, group in _same_shape_batches(pictures, batch):
+        for key, result in zip(keys, predictor(group)):
+            yield key, _detections(result, names)
 
 
 def letterboxed(images: Iterable[Path], image_size: int, stretched: bool = False) -> Iterator[Tensor]:
@@ -75,20 +107,31 @@ def letterboxed(images: Iterable[Path], image_size: int, stretched: bool = False
         yield torch.from_numpy(np.ascontiguousarray(held)).float() / 255
 
 
-def _same_shape_batches(images: Sequence[Path]) -> Iterator[tuple[list[Path], list[np.ndarray]]]:
-    """Batches of images of one shape, so that each is letterboxed as if it were alone."""
-    waiting: dict[tuple[int, ...], tuple[list[Path], list[np.ndarray]]] = {}
+def _read(images: Iterable[Path]) -> Iterator[tuple[Path, np.ndarray]]:
     for path in images:
         picture = imread(str(path))
         if picture is None:
             raise InputError(f"{path}: not a readable image")
-        paths, pictures = waiting.setdefault(picture.shape, ([], []))
-        paths.append(path)
-        pictures.append(picture)
-        if len(paths) == BATCH:
-            yield waiting.pop(picture.shape)
-        elif sum(len(group) for group, _ in waiting.values()) >= MOST_WAITING:
-            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape][0])))
+        yield path, picture
+
+
+def _same_shape_batches(
+    pictures: Iterable[tuple[Key, np.ndarray]], batch: int
+) -> Iterator[tuple[list[Key], list[np.ndarray]]]:
+    """Batches of pictures of one shape."""
+    waiting: dict[tuple[int, ...], tuple[list[Key], list[np.ndarray]]] = {}
+    held = size = 0
+    for key, picture in pictures:
+        keys, group = waiting.setdefault(picture.shape, ([], []))
+        keys.append(key)
+        group.append(picture)
+        held, size = held + 1, size + picture.nbytes
+        full = held >= MOST_WAITING or size >= MOST_WAITING_BYTES
+        if len(group) == batch or full:
+            shape = picture.shape if len(group) == batch else max(waiting, key=lambda one: len(waiting[one][0]))
+            keys, group = waiting.pop(shape)
+            held, size = held - len(group), size - len(group) * group[0].nbytes
+            yield keys, group
     yield from waiting.values()
 
 

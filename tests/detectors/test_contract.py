@@ -2,6 +2,7 @@
 
 import copy
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -149,6 +150,17 @@ def test_predictions_have_the_contracts_form(detector, pictures):
         assert (item.boxes_xyxy >= 0).all()
         assert (item.boxes_xyxy[:, [0, 2]] <= width + 1e-3).all()
         assert (item.boxes_xyxy[:, [1, 3]] <= height + 1e-3).all()
+
+
+def test_pictures_in_memory_give_what_their_files_give(detector, pictures):
+    settings = EvaluationSettings(confidence=0.0001)
+    held = [(number, cv2.imread(str(path))) for number, path in enumerate(pictures)]
+    found = dict(detector.predict_pictures(held, 64, settings, batch=2, square=True))
+    assert sorted(found) == list(range(len(pictures)))
+    for path, expected in detector.predict(pictures, 64, settings):
+        own = found[pictures.index(path)]
+        np.testing.assert_allclose(own.scores, expected.scores, atol=1e-5)
+        assert own.boxes_xyxy.shape == expected.boxes_xyxy.shape
 
 
 def test_prediction_does_not_change_the_detector(detector, pictures):

@@ -2,6 +2,7 @@
 
 import copy
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -91,6 +92,29 @@ def test_a_plain_checkpoint_opens_without_this_package_and_predicts_the_same(det
         result = plain.predict(str(path), imgsz=64, conf=0.0001, iou=0.7, max_det=300, verbose=False)[0]
         np.testing.assert_allclose(result.boxes.xyxy.numpy(), ours[path].boxes_xyxy, atol=1e-3)
         np.testing.assert_allclose(result.boxes.conf.numpy(), ours[path].scores, atol=1e-5)
+
+
+def test_wide_pictures_in_memory_are_padded_as_ultralytics_pads_files(detector, tmp_path):
+    from ultralytics import YOLO
+
+    wide = np.random.default_rng(0).integers(0, 255, (48, 200, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "wide.png"), wide)
+    detector.save_checkpoint(tmp_path / "d.pt")
+    settings = EvaluationSettings(confidence=0.0001)
+    plain = YOLO(str(tmp_path / "d.pt")).predict(
+        str(tmp_path / "wide.png"), imgsz=128, conf=0.0001, iou=0.7, max_det=300, verbose=False
+    )[0]
+    ((_, ours),) = detector.predict_pictures([(0, wide)], 128, settings)
+    ((_, square),) = detector.predict_pictures([(0, wide)], 128, settings, square=True)
+    np.testing.assert_allclose(ours.boxes_xyxy, plain.boxes.xyxy.numpy(), atol=1e-3)
+    np.testing.assert_allclose(ours.scores, plain.boxes.conf.numpy(), atol=1e-5)
+    assert square.scores.shape != ours.scores.shape or not np.allclose(square.scores, ours.scores, atol=1e-5)
+
+
+def test_a_checkpoint_tells_the_size_it_was_trained_at(detector, tmp_path):
+    detector._image_size = 96
+    detector.save_checkpoint(tmp_path / "d.pt")
+    assert open_checkpoint(tmp_path / "d.pt").image_size == 96
 
 
 class Touch:
