@@ -20,7 +20,7 @@ from merging.job import prepare_merge
 from merging.opening import Model, open_family
 from merging.plan import MergePlan, plan_merge
 from merging.registry import METHODS, split_options
-from merging.safetensors_writer import SafetensorsWriter, check_target, in_place, write_json
+from merging.safetensors_writer import SafetensorsWriter, check_target, in_place, refuse_inputs, write_json
 from merging.sources import TensorSource
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -111,6 +111,7 @@ def merge_files(
     own, settings = split_options(method, options)
     check_target(target, overwrite)
     ancestor, sources = open_family(base, models)
+    refuse_inputs(target, [file for source in (ancestor, *sources) for file in source.files])
     plan_merge(ancestor, sources, settings.policy)  # before the hashes, which take a while
     hashes = _hashes([ancestor, *sources]) if hash_inputs else {}
     _refuse_equal(ancestor, sources, hashes)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +133,8 @@ def in_place(target: Path, *, single: bool, overwrite: bool = False) -> Iterator
         OSError: when it cannot be written; one sentence with the target's name.
     """
     check_target(target, overwrite)
+    if target.exists() and target.is_dir() == single:
+        raise FileExistsError(f"{target}: is a {'folder' if single else 'file'}; choose another name")
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
         partial.mkdir()
@@ -160,6 +162,31 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise FileNotFoundError(f"{target.parent}: no such folder to write {target.name} into")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target}: exists already; choose another name, or ask to overwrite it")
+    if target.is_symlink():
+        raise FileExistsError(f"{target}: is a symbolic link, which is not replaced; choose another name")
+    if target.is_dir():
+        _refuse_foreign(target)
+
+
+def refuse_inputs(target: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that is one of the inputs, or a folder that holds one.
+
+    Raises:
+        FileExistsError: naming the input.
+    """
+    place = target.resolve()
+    for file in inputs:
+        if place == file.resolve() or place in file.resolve().parents:
+            raise FileExistsError(f"{target}: is or holds the input {file}; choose another name for the output")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse to replace a folder that holds anything but what a merge writes."""
+    for path in sorted(folder.iterdir()):
+        if path.name != "provenance.json" and not path.name.endswith((".safetensors", ".safetensors.index.json")):
+            raise FileExistsError(f"{folder}: holds {path.name}, which no merge wrote; it is not replaced")
+    if not (folder / "provenance.json").is_file():
+        raise FileExistsError(f"{folder}: has no provenance.json, so no merge wrote it; it is not replaced")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -142,3 +142,39 @@ def test_a_limit_of_the_system_leaves_nothing(family, tmp_path):
     assert done.returncode == 1
     assert f"OSError: {out}: cannot be written: File too large; nothing was left behind" in done.stderr
     assert leftovers(tmp_path, before) == []
+
+
+def snapshot(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_overwriting_never_takes_what_no_merge_wrote(family, tmp_path):
+    paths, _ = family
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "link").symlink_to(mine)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.safetensors").mkdir()
+    before = snapshot(tmp_path)
+    for name, message in (
+        ("mine", "holds thesis.txt, which no merge wrote"),
+        ("plain", "has no provenance.json"),
+        ("link", "is a symbolic link"),
+        ("file", "is a file"),
+        ("folder.safetensors", "no merge wrote it|is a folder"),
+    ):
+        with pytest.raises(FileExistsError, match=message):
+            merging.merge_files("averaging", paths[0], [paths[2]], tmp_path / name, overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_an_output_that_is_or_holds_an_input_is_refused(family, tmp_path):
+    paths, _ = family
+    before = snapshot(tmp_path)
+    held = next(path for path in paths if path.is_file())
+    for target in (held, held.parent):
+        with pytest.raises(FileExistsError, match=r"is or holds the input|no merge wrote"):
+            merging.merge_files("averaging", paths[0], list(paths[1:]), target, overwrite=True)
+    assert snapshot(tmp_path) == before
