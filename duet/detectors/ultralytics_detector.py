@@ -7,11 +7,12 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 from ultralytics.engine.predictor import BasePredictor
 from ultralytics.nn.tasks import DetectionModel
 
