@@ -57,7 +57,7 @@ def train(
         str | None,
         typer.Option(
             help="duet (the default), duet-paper, sequential, frozen, lwf, erd, ewc, pseudo-label, replay, "
-            "individual or joint."
+            "individual, restart or joint."
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the whole run; 0 by default.")] = None,

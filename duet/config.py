@@ -110,7 +110,11 @@ class MethodSettings(Section):
 
     name: str
     joint: Annotated[bool, Field(description="one training on all domains with all labels")] = False
-    individual: Annotated[bool, Field(description="one model of its own per task; what is seen is put together")] = (
+    start: Annotated[
+        Literal["previous", "pretrained"],
+        Field(description="`pretrained`: every task is trained anew from the pretrained weights, on its classes only"),
+    ] = "previous"
+    committee: Annotated[bool, Field(description="the models of all stages see together; with `start: pretrained`")] = (
         False
     )
     head: Literal["rows", "parallel"] = "rows"
