@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 
 from duet.data_command import data
-from duet.errors import InputError
+from duet.disk import disk_error
+from duet.errors import InputError, TrainingStopped
 from duet.evaluate_command import evaluate
 from duet.export_command import export
 from duet.inspect_command import inspect
@@ -153,9 +154,14 @@ def main(command: str | None = None) -> None:
         app(args=arguments if command is None else [command, *arguments])
     except InputError as error:
         _fail(str(error), 2)
+    except TrainingStopped as error:
+        _fail(str(error), 1)
     except (RuntimeError, ValueError, OSError) as error:
         if os.environ.get("DUET_TRACEBACK"):
             raise
+        explained = disk_error(error, Path(getattr(error, "filename", None) or "output"))
+        if explained is not None:
+            _fail(str(explained), 1)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         _fail(f"{lines[0] if lines else type(error).__name__} (DUET_TRACEBACK=1 shows where)", 1)
 

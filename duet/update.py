@@ -21,13 +21,15 @@ from duet.datasets.index import read_source
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
 from duet.detectors.base import Detector
 from duet.detectors.families import load_pretrained
-from duet.errors import InputError
+from duet.disk import disk_error, remove_leftovers
+from duet.errors import InputError, TrainingStopped
 from duet.evaluation.average_precision import mean_precision
 from duet.evaluation.run import score_domain
 from duet.monitor import Monitor
 from duet.results import versions
 from duet.stage import StageInput, StageResult, later_stage, weighs_by_fisher
 from duet.state import write_json
+from duet.way_on import way_on_after_update
 from duet.weights import weights_digest
 
 TRAIN_SPLITS = ("trainval", "train", "all")
@@ -101,8 +103,7 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
     config = _config(update, record)
     origin = _origin(artefact, record, update, config)
     images, sets = _train_images(update, monitor), _validation(update, monitor)
-    for leftover in update.out.parent.glob(f".{update.out.name}.*.part"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(update.out.parent, update.out.name)
     folder = update.out.with_name(f".{update.out.name}.{os.getpid()}.part")
     try:
         item = _stage_input(update, artefact, record, origin, config, images, folder)
@@ -112,9 +113,14 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
         document = _document(update, origin, result, scores)
         _write(folder, record, item, origin, result, config, document)
         folder.rename(update.out)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             shutil.rmtree(folder)
+        if isinstance(error, TrainingStopped):
+            raise TrainingStopped(way_on_after_update(update.detector, error), error.option) from error
+        explained = disk_error(error, update.out)
+        if explained is not None:
+            raise explained from error
         raise
     return document
 

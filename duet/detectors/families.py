@@ -142,7 +142,7 @@ def store_detector(
     }
     state = {key: value.contiguous() for key, value in detector.state().items()}
     state.update({f"{BESIDE}{key}": value.contiguous() for key, value in (beside or {}).items()})
-    write_atomic(path, lambda temporary: save_file(state, temporary, metadata={**(notes or {}), **header}))
+    _save(state, path, {**(notes or {}), **header})
 
 
 def restore_detector(path: Path) -> Detector:
@@ -182,8 +182,7 @@ def read_stored(path: Path) -> Stored:
 
 def store_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors by name as safetensors."""
-    plain = {key: value.contiguous() for key, value in state.items()}
-    write_atomic(path, lambda temporary: save_file(plain, temporary))
+    _save({key: value.contiguous() for key, value in state.items()}, path, {})
 
 
 def restore_tensors(path: Path) -> dict[str, Tensor]:
@@ -193,6 +192,16 @@ def restore_tensors(path: Path) -> dict[str, Tensor]:
         InputError: when the file is damaged.
     """
     return _read(path)[1]
+
+
+def _save(state: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
+    """Write tensors and read them back before the file takes its place."""
+
+    def same(temporary: Path) -> bool:
+        found_header, found = _read(temporary)
+        return found_header == header and all(torch.equal(found[key], value) for key, value in state.items())
+
+    write_atomic(path, lambda temporary: save_file(dict(state), temporary, metadata=dict(header)), same)
 
 
 def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
