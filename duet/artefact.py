@@ -163,18 +163,19 @@ def artefact_is_whole(folder: Path) -> bool:
         return False
 
 
-def open_artefact(path: Path) -> Artefact:
+def open_artefact(path: Path, trust: bool = False) -> Artefact:
     """Open a deployed detector for its next update.
 
     Args:
         path: a folder with ``detector.safetensors``, that file, ``detector.pt`` beside it, or any plain checkpoint.
+        trust: open a checkpoint that could run code.
 
     Raises:
         InputError: when a file is missing, damaged, or is not what its record says.
     """
     path = _tensors_of(path)
     if path.suffix != ".safetensors":
-        return Artefact(load_pretrained(str(path)), None)
+        return Artefact(load_pretrained(str(path), trust), None)
     stored = read_stored(path)
     if RECORD_KEY not in stored.header:
         return Artefact(restore_detector(path), None)

@@ -19,6 +19,7 @@ from duet.evaluate_command import evaluate
 from duet.export_command import export
 from duet.inspect_command import inspect
 from duet.merge_command import merge
+from duet.options import TrustOption
 from duet.predict_command import predict
 from duet.update_command import update
 
@@ -65,6 +66,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/SERIES-METHOD-SEED by default.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that the series' relative paths start from.")] = None,
     set_: SetOption = None,
+    trust: TrustOption = False,
 ) -> None:
     """Train a series task after task and report what was kept and what was learned.
 
@@ -83,7 +85,7 @@ def train(
     folder = out or Path("runs") / f"{Path(resolved.series).stem}-{resolved.method.name}-{resolved.seed}"
     try:
         with ConsoleMonitor() as monitor:
-            Learner(resolved, folder, monitor).run()
+            Learner(resolved, folder, monitor, trust).run()
     except KeyboardInterrupt:  # caught here, because the command-line library would end without a word
         _fail("stopped; the same command goes on where it stood", 130)
     deployed = f"   Detector: {folder / 'detector.pt'}" if (folder / "detector.pt").is_file() else ""

@@ -56,17 +56,18 @@ class Learner:
         config: the resolved configuration.
         out: the run folder.
         monitor: progress; silent by default.
+        trust: open pretrained weights that could run code.
 
     Raises:
         InputError: when the series, its data or the weights are not usable; nothing is written then.
     """
 
-    def __init__(self, config: RunConfig, out: Path, monitor: Monitor | None = None) -> None:
+    def __init__(self, config: RunConfig, out: Path, monitor: Monitor | None = None, trust: bool = False) -> None:
         self.config, self.out, self.monitor = config, out, monitor or Monitor()
         self.source = find_series(config.series, Path(config.root) if config.root else None)
         self.series = self.source.series
         self.domains = open_domains(self.source, self._write_progress)
-        self.start = load_pretrained(config.detector)
+        self.start = load_pretrained(config.detector, trust)
         self.theta_0 = self.start.state()
         self.start_digest = weights_digest(self.theta_0)
         self.tests = {name: self.domains[name].test() for name in self.series.test_domains}

@@ -52,6 +52,7 @@ class Update:
         train: the training settings; None takes the artefact's own.
         evaluation: thresholds.
         seed: of a detector that has no record.
+        trust: open a checkpoint that could run code.
     """
 
     detector: Path
@@ -65,6 +66,7 @@ class Update:
     train: TrainSettings | None = None
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     seed: int = 0
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
     monitor = monitor or Monitor()
     if update.out.exists():
         raise InputError(f"{update.out}: there is something already; choose another --out")
-    artefact = open_artefact(update.detector)
+    artefact = open_artefact(update.detector, update.trust)
     record = artefact.record or _guessed_record(artefact.detector, update)
     _refuse_known(update, record)
     config = _config(update, record)

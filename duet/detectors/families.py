@@ -29,12 +29,13 @@ ARCHITECTURES = Path(__file__).parent / "models"
 FAMILIES: dict[str, type[Detector]] = {"yolo": YoloDetector, "rtdetr": RtdetrDetector, "fcos": FcosDetector}
 
 
-def load_pretrained(name: str) -> Detector:
+def load_pretrained(name: str, trust: bool = False) -> Detector:
     """The detector that a run starts from.
 
     Args:
         name: name of pretrained weights, path of a checkpoint (``.pt``) or of a stored detector (``.safetensors``), or
             an architecture (``.yaml``), which starts with random weights.
+        trust: open a checkpoint that could run code.
 
     Raises:
         InputError: when the weights cannot be found or are of no known family.
@@ -44,7 +45,7 @@ def load_pretrained(name: str) -> Detector:
     path = find_weights(name)
     if path.suffix == ".safetensors":
         return restore_detector(path)
-    return _open_plain(path) or open_checkpoint(path)
+    return _open_plain(path) or open_checkpoint(path, trust)
 
 
 def _open_plain(path: Path) -> Detector | None:
