@@ -9,7 +9,6 @@ words. No image, label or feature of a training set is in any of them.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from duet.config import MethodSettings, RunConfig, Section, TrainSettings, validate
+from duet.detectors.archives import archive_is_whole
 from duet.detectors.base import Detector, DomainStatistics
 from duet.detectors.families import load_pretrained, read_stored, restore_detector, store_detector
 from duet.documents import read_json
@@ -139,19 +139,10 @@ def write_artefact(folder: Path, artefact: Artefact) -> None:
     extra = {RECORD_KEY: json.dumps(plain, ensure_ascii=False, allow_nan=False)}
     beside = {f"{name}.{key}": value for name in BESIDE for key, value in getattr(artefact, name).items()}
     store_detector(detector, folder / "detector.safetensors", beside, extra)
-    write_atomic(folder / "detector.pt", detector.save_checkpoint, _archive_is_whole)
+    write_atomic(folder / "detector.pt", detector.save_checkpoint, archive_is_whole)
     write_text(folder / "MODEL_CARD.md", model_card(plain))
     hashes = {name: sha256_of(folder / name) for name in FILES}
     write_json(folder / "detector.json", {**plain, "sha256": hashes})
-
-
-def _archive_is_whole(path: Path) -> bool:
-    """Whether every part of a checkpoint has the sum that its archive gives."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError):
-        return False
 
 
 def artefact_is_whole(folder: Path) -> bool:

@@ -2,17 +2,23 @@
 
 Started as a script it reads one job per line from stdin, as JSON, and answers with the exit status. A job names an
 action below, its arguments, the cache folder, and when the process ends: ``{"rename": 3}`` right before the third
-renaming, ``{"seconds": 0.7}`` by SIGKILL after so long, or null.
+renaming, ``{"seconds": 0.7}`` by SIGKILL after so long, or null. ``{"snapshots": [FOLDER, PLACE, …]}`` lets it live and
+copies the places before every renaming: what a kill at that instant would leave on the disk.
 """
 
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from itertools import count
 from pathlib import Path
+
+from tiny_series import short_report
 
 KILLED = -signal.SIGKILL
 
@@ -71,14 +77,13 @@ def export(detector, out):
 ACTIONS = {function.__name__: function for function in (train, update, merge, export)}
 
 
-def _die_before_renaming(number):
-    left = [number]
+def _before_every_renaming(act):
+    """Call ``act`` with the number of the renaming, from 1."""
+    numbers = count(1)
 
     def patched(original):
         def rename(*arguments, **options):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            act(next(numbers))
             return original(*arguments, **options)
 
         return rename
@@ -86,15 +91,26 @@ def _die_before_renaming(number):
     os.replace, os.rename = patched(os.replace), patched(os.rename)
 
 
+def _die(kill, number):
+    if number == kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _copy(folder, places, number):
+    for place in filter(os.path.isdir, places):
+        shutil.copytree(place, Path(folder) / str(number) / Path(place).name, symlinks=True)
+
+
 def _work(job):
     import duet.report.html
-    from duet.state import write_text
 
     os.environ["DUET_CACHE"] = job["cache"]
-    # Drawing takes as long as all the rest of a tiny run, and is one more file written like the others.
-    duet.report.html.write_report = lambda document, panels, path, date: write_text(path, "report\n")
-    if "rename" in (job["kill"] or {}):
-        _die_before_renaming(job["kill"]["rename"])
+    duet.report.html.write_report = short_report
+    kill = job["kill"] or {}
+    if "rename" in kill:
+        _before_every_renaming(partial(_die, kill["rename"]))
+    if "snapshots" in kill:
+        _before_every_renaming(partial(_copy, kill["snapshots"][0], kill["snapshots"][1:]))
     ACTIONS[job["action"]](*job["arguments"])
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 
 import torch
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, _SafeLoad, torch_safe_load, yaml_model_load
 
+from duet.detectors.archives import archive_is_whole, foreign_name
 from duet.detectors.parallel_head import ParallelDetect
-from duet.detectors.pickle_names import foreign_name
 from duet.detectors.rtdetr import RtdetrDetector
 from duet.detectors.ultralytics_detector import UltralyticsDetector
 from duet.detectors.ultralytics_export import own_packages_only
@@ -32,6 +33,8 @@ def open_checkpoint(path: Path, trust: bool = False) -> UltralyticsDetector:
     """
     if not _SafeLoad.SUPPORTED and not trust:
         raise InputError(f"{path}: this torch cannot open a checkpoint without running it; expected torch 2.6 or newer")
+    if zipfile.is_zipfile(path) and not archive_is_whole(path):
+        raise InputError(f"{path}: damaged, a part of it has another checksum than its archive says")
     try:
         with own_packages_only(), torch.serialization.safe_globals([ParallelDetect]):
             checkpoint, _ = torch_safe_load(path, safe_only=not trust)

@@ -1,4 +1,4 @@
-"""What a pickle would import, found by reading it; nothing of it is run."""
+"""What lies in a file of torch, found by reading it; nothing of it is run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from pathlib import Path
 # What checkpoints are made of. This list only decides what a message calls foreign; torch's loader decides what opens.
 _USUAL = {"torch", "ultralytics", "numpy", "collections", "pathlib", "duet"}
 _MOST_BYTES = 50_000_000  # of the pickle itself; tensors lie outside
+
+
+def archive_is_whole(path: Path) -> bool:
+    """Whether every part of a file of ``torch.save`` has its archive's checksum; torch does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        return False
 
 
 def foreign_name(path: Path) -> str | None:
