@@ -22,10 +22,13 @@ from duet.detectors.base import (
     StageProgress,
     StageRequest,
 )
+from duet.errors import TrainingStopped
 from duet.soundness import refuse_exploded, refuse_not_finite
 from merging.sign_conflict import sign_conflict_rate
 
 State = Mapping[str, Tensor]
+
+OTHER_MERGER = "method.merge.name=duet"  # whose merge cannot grow
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,11 @@ def merge_stage(
         options = dict(method.merge.options)
         if fisher is not None and "fishers" in merging.METHODS[method.merge.name].model_lists:
             options["fishers"] = [{key: values[key] for key in parameters} for values in (item.fisher, fisher)]
-        result = merging.merge(method.merge.name, item.base, [previous, shared], **options)
-        refuse_exploded(result.state, (item.base, previous, shared), parameters, "method.merge.name=duet")
+        try:
+            result = merging.merge(method.merge.name, item.base, [previous, shared], **options)
+        except ValueError as error:  # numbers that do not fit: a negative variance, a value beyond the type's range
+            raise TrainingStopped(f"the merge failed: {error}", OTHER_MERGER) from error
+        refuse_exploded(result.state, (item.base, previous, shared), parameters, OTHER_MERGER)
         merged = dict(result.state)
         alpha = dict(result.coefficients or {})
         if method.batch_norm != "merge":
