@@ -177,6 +177,10 @@ class RunConfig(Section):
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides the run's numbers, as plain values: not where the data lie."""
+        return self.model_dump(mode="json", exclude={"root": True})
+
 
 def validate(model: type[Section], values: Mapping[str, Any], source: str) -> Any:
     """Build a section from plain values.

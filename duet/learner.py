@@ -68,9 +68,7 @@ class Learner:
         self.theta_0 = self.start.state()
         self.start_digest = weights_digest(self.theta_0)
         self.tests = {name: self.domains[name].test() for name in self.series.test_domains}
-        fingerprint = digest_of(
-            [config.model_dump(mode="json", exclude={"root"}), self.source.identity(), self.start_digest]
-        )
+        fingerprint = digest_of([config.deciding(), self.source.identity(), self.start_digest])
         resumed = (out / "state.json").exists()
         if not resumed:
             self._refuse_bad_training_data()
