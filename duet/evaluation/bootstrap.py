@@ -17,13 +17,13 @@ from scipy import sparse
 from duet.evaluation.matches import ClassMatches
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's recall points
-_SEED = 0
+SEED = 0  # of every run, so that two runs over the same test split are resampled alike
 _DRAWS_AT_ONCE = 1 << 22
 _CELLS_AT_ONCE = 1 << 18  # a few arrays of 2 MB: fast in the cache, and the bound of memory
 _TINY = np.spacing(1)  # COCO's divisor where nothing was detected yet
 
 
-def image_weights(domain: str, images: int, resamples: int, seed: int = _SEED) -> np.ndarray:
+def image_weights(domain: str, images: int, resamples: int, seed: int = SEED) -> np.ndarray:
     """How often each image is drawn in each resample of a domain's test split.
 
     Depends on the arguments alone, so that runs over one split are resampled alike and their differences are paired;
