@@ -110,7 +110,11 @@ class MethodSettings(Section):
 
     name: str
     joint: Annotated[bool, Field(description="one training on all domains with all labels")] = False
-    individual: Annotated[bool, Field(description="one model of its own per task; what is seen is put together")] = (
+    start: Annotated[
+        Literal["previous", "pretrained"],
+        Field(description="`pretrained`: every task is trained anew from the pretrained weights, on its classes only"),
+    ] = "previous"
+    committee: Annotated[bool, Field(description="the models of all stages see together; with `start: pretrained`")] = (
         False
     )
     head: Literal["rows", "parallel"] = "rows"
@@ -172,6 +176,10 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the run's numbers, as plain values: not where the data lie."""
+        return self.model_dump(mode="json", exclude={"root": True})
 
 
 def validate(model: type[Section], values: Mapping[str, Any], source: str) -> Any:

@@ -30,14 +30,16 @@ from duet.detectors.families import load_pretrained, restore_detector, restore_t
 from duet.documents import read_json
 from duet.errors import InputError
 from duet.evaluation.run import DomainScores, score_domain
+from duet.evaluation.stored import store_detections
 from duet.monitor import Monitor
-from duet.reference import ReferenceTrainer, score_references
+from duet.reference import missing_references, score_references
 from duet.report.sample_pages import sample_page
 from duet.report.tables import indices_table, results_csv, stage_table
 from duet.results import results_document, stage_entry
+from duet.shared_training import SharedTrainer
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
 from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled
-from duet.state import RunState, digest_of, write_json, write_text
+from duet.state import RunState, digest_of, only_user, write_json, write_text
 from duet.weights import weights_digest
 
 EXAMPLES = 4  # test images per domain whose detections are kept for the report
@@ -66,9 +68,7 @@ class Learner:
         self.theta_0 = self.start.state()
         self.start_digest = weights_digest(self.theta_0)
         self.tests = {name: self.domains[name].test() for name in self.series.test_domains}
-        fingerprint = digest_of(
-            [config.model_dump(mode="json", exclude={"root"}), self.source.identity(), self.start_digest]
-        )
+        fingerprint = digest_of([config.deciding(), self.source.identity(), self.start_digest])
         resumed = (out / "state.json").exists()
         if not resumed:
             self._refuse_bad_training_data()
@@ -78,9 +78,14 @@ class Learner:
         """Train what is not trained yet and return results.json's content.
 
         Raises:
-            InputError: when files of the run folder are damaged or the data changed since the run began.
+            InputError: when files of the run folder are damaged, the data changed since the run began, or another
+                process is working on it.
             RuntimeError: when training fails; finished stages stay.
         """
+        with only_user(self.out):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         if not (self.out / "config.yaml").exists():
             text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
             write_text(self.out / "config.yaml", text)
@@ -130,21 +135,22 @@ class Learner:
         folder = self.out / "stages" / str(task)
         shutil.rmtree(folder, ignore_errors=True)
         item = self._stage_input(task, images, folder)
-        self.monitor.begin(f"stage {task}/{len(self.series)}: {domain}", self._steps(item.data))
         if item.previous is None:
-            result = first_stage(self.start, item, self.config, self.monitor.train_step)
+            trained = self._trainer(digests).alone(task)
+            result = first_stage(trained.detector, trained.outcome, item, self.config)
         else:
+            self.monitor.begin(f"stage {task}/{len(self.series)}: {domain}", self._steps(item.data))
             result = later_stage(item, self.config, self.monitor.train_step)
         self._close_stage(task, item.statistics, result, folder, reference, item.data)
 
     def _stage_input(self, task: int, images: Sequence[LabelledImage], folder: Path) -> StageInput:
         classes = self.series.tasks[task - 1].classes
-        individual = self.config.method.individual
+        anew = self.config.method.start == "pretrained"
         previous = before = None
-        if task > 1 and not individual:
+        if task > 1 and not anew:
             previous = restore_detector(self.state.stage_file(task - 1, "model"))
             before = restore_detector(self.state.stage_file(task - 2, "model")).state() if task > 2 else self.theta_0
-        known = classes if individual else self.series.classes_until(task)
+        known = classes if anew else self.series.classes_until(task)
         trained, labelled, other = self._trained_on(task, images, previous, folder)
         data = write_training_set(
             trained, labelled, known, folder / "data", other, self.source.section.unlabelled_images
@@ -203,12 +209,15 @@ class Learner:
             "model": folder / "model.safetensors",
             "metrics": folder / "metrics.json",
             "examples": folder / "examples.json",
+            "detections": folder / "detections.safetensors",
         }
         store_detector(result.detector, files["model"])
         if result.fisher is not None:
             files["fisher"] = folder / "fisher.safetensors"
             store_tensors(result.fisher, files["fisher"])
         write_json(files["examples"], self._examples(scores))
+        found = {name: [scores[name].detections[image.path] for image in self.tests[name]] for name in scores}
+        store_detections(found, self.series.classes, files["detections"])
         training = {"images": data.images, "boxes": data.boxes} if data else None
         write_json(files["metrics"], {"stage": entry, "statistics": asdict(statistics), "training": training})
         shutil.rmtree(folder / "data", ignore_errors=True)
@@ -220,12 +229,13 @@ class Learner:
 
     def _joint_stage(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
         trained = self._trainer(digests).joint()
-        result = StageResult(trained.detector, trained.losses, None, {"train": trained.seconds})
+        losses = [dict(epoch) for epoch in trained.outcome.losses]
+        result = StageResult(trained.detector, losses, None, {"train": trained.outcome.seconds})
         statistics = DomainStatistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         self._close_stage(0, statistics, result, self.out / "stages" / "joint", reference)
 
     def _write_artefact(self) -> None:
-        if self.config.method.individual:
+        if self.config.method.start == "pretrained":
             return  # there is no one detector to deploy
         count = self.state.finished_stages
         metrics = [read_json(self.state.stage_file(number, "metrics")) for number in range(1, count + 1)]
@@ -261,7 +271,7 @@ class Learner:
 
     def _scores(self, detector: Detector, title: str) -> dict[str, DomainScores]:
         scores = {}
-        if self.config.method.individual:
+        if self.config.method.committee:
             earlier = range(1, self.state.finished_stages + 1)
             detector = Committee([*(restore_detector(self.state.stage_file(n, "model")) for n in earlier), detector])
         for name in self.series.test_domains:
@@ -298,12 +308,13 @@ class Learner:
         path = self.out / "reference.json"
         if path.exists():
             return read_json(path)
-        reference, seconds = score_references(self._trainer(digests), self.tests)
-        write_json(path, {"reference": reference, "seconds": seconds})
+        scores = score_references(self._trainer(digests), self.tests)
+        store_detections(scores.detections, self.series.classes, self.out / "reference-detections.safetensors")
+        write_json(path, {"reference": scores.entry, "seconds": scores.seconds})
         return read_json(path)
 
-    def _trainer(self, digests: Mapping[str, str]) -> ReferenceTrainer:
-        return ReferenceTrainer(
+    def _trainer(self, digests: Mapping[str, str]) -> SharedTrainer:
+        return SharedTrainer(
             self.source, self.domains, digests, self.config, self.start, self.start_digest, self.monitor
         )
 
@@ -340,17 +351,18 @@ class Learner:
     def _planned_steps(self, digests: Mapping[str, str]) -> int:
         """Training steps that are still to do, references included."""
         settings, method, batch = self.config.train, self.config.method, self.config.train.batch
-        first = self.state.finished_stages + 1
+        first, trainer = self.state.finished_stages + 1, self._trainer(digests)
         steps = 0
         for number in range(first, len(self.series) + 1):
             task = self.series.tasks[number - 1]
             count = self._trained_images(task.domain, task.classes)
-            epochs = settings.epochs + (method.calibration_epochs if number > 1 else 0)
-            steps += 0 if method.joint else epochs * -(-count // batch)
+            alone = number == 1 or method.start == "pretrained"
+            epochs = settings.epochs + (0 if alone else method.calibration_epochs)
+            trained_before = method.joint or (alone and trainer.has_alone(number))
+            steps += 0 if trained_before else epochs * -(-count // batch)
         wanted = method.joint or self.config.evaluation.reference != "none"
         if wanted and not (self.out / "reference.json").exists():
-            trainer = self._trainer(digests)
-            for domains, classes in trainer.missing():
+            for domains, classes in missing_references(trainer):
                 count = sum(self._trained_images(name, classes) for name in domains)
                 steps += settings.epochs * -(-count // batch)
         return steps

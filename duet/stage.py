@@ -18,6 +18,7 @@ from duet.detectors.base import (
     Detector,
     DirectionalTarget,
     DomainStatistics,
+    StageOutcome,
     StageProgress,
     StageRequest,
 )
@@ -76,15 +77,9 @@ class StageResult:
     fisher: State | None = None
 
 
-def first_stage(
-    start: Detector, item: StageInput, config: RunConfig, progress: Callable[[StageProgress], None] | None
-) -> StageResult:
-    """Stage 1: train by the detector's own loss (DuET, M3)."""
-    seed = stage_seed(config.seed, item.task)
-    detector = start.with_classes(item.classes, seed)
-    request = _request(item, config, config.train.epochs, progress)
-    outcome = detector.train_stage(request)
-    fisher = _fisher(detector, request, config)
+def first_stage(detector: Detector, outcome: StageOutcome, item: StageInput, config: RunConfig) -> StageResult:
+    """Stage 1: what training by the detector's own loss gave (DuET, M3), and its Fisher information where needed."""
+    fisher = _fisher(detector, _request(item, config, config.train.epochs, None), config)
     return StageResult(detector, _plain(outcome.losses), None, {"train": outcome.seconds}, fisher)
 
 

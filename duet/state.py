@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from duet.documents import read_json
 from duet.errors import InputError
 
 STATE_FILE = "state.json"
+LOCK_FILE = ".lock"
 # What a run writes before its first stage is finished.
-OWN_FILES = ("config.yaml", "data.json", "reference.json", "detector.pt")
+OWN_FILES = ("config.yaml", "data.json", "reference.json", "reference-detections.safetensors", "detector.pt")
 
 
 def _default_mode() -> int:
@@ -71,6 +74,26 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically; NaN and infinities are refused because JSON has none."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def only_user(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the lock ends with the process, however it ends.
+
+    Raises:
+        InputError: when another process holds it.
+    """
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{folder}: another process is working on this run; wait for it or stop it") from error
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class RunState:

@@ -13,6 +13,7 @@ from duet.methods import (
     lwf,
     pseudo_label,
     replay,
+    restart,
     sequential,
 )
 
@@ -27,6 +28,7 @@ METHODS: dict[str, MethodSettings] = {
     "pseudo-label": pseudo_label.METHOD,
     "replay": replay.METHOD,
     "individual": individual.METHOD,
+    "restart": restart.METHOD,
     "joint": joint.METHOD,
 }
 

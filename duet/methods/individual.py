@@ -8,5 +8,6 @@ from duet.config import MethodSettings
 
 METHOD = MethodSettings(
     name="individual",
-    individual=True,
+    start="pretrained",
+    committee=True,
 )
