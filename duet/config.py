@@ -164,6 +164,10 @@ class EvaluationSettings(Section):
         bool, Field(description="score a slice only on test images that have one of its classes; COCO takes all")
     ] = False
     evaluator: Literal["faster-coco-eval", "pycocotools"] = "faster-coco-eval"
+    bootstrap: Annotated[
+        int,
+        Field(ge=0, le=100_000, description="resamples of the test images for intervals; 0 leaves them out"),
+    ] = 1000
 
 
 class RunConfig(Section):
@@ -178,8 +182,8 @@ class RunConfig(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the run's numbers, as plain values: not where the data lie."""
-        return self.model_dump(mode="json", exclude={"root": True})
+        """What decides the run's numbers, as plain values: not where the data lie, and not how sure the numbers are."""
+        return self.model_dump(mode="json", exclude={"root": True, "evaluation": {"bootstrap"}})
 
 
 def validate(model: type[Section], values: Mapping[str, Any], source: str) -> Any:
