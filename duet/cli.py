@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from duet.compare_command import compare
 from duet.data_command import data
 from duet.errors import InputError
 from duet.evaluate_command import evaluate
@@ -35,7 +36,7 @@ SetOption = Annotated[
 
 
 @app.callback()
-def _root() -> None:
+def quiet_libraries() -> None:
     """Quiet the libraries; only this command prints."""
     os.environ.setdefault("YOLO_VERBOSE", "false")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # a missing package is named, not fetched
@@ -60,6 +61,9 @@ def train(
             "individual, restart or joint."
         ),
     ] = None,
+    merger: Annotated[
+        str | None, typer.Option(help="Merger of the shared parameters in place of the method's own, e.g. ties.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the whole run; 0 by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/SERIES-METHOD-SEED by default.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that the series' relative paths start from.")] = None,
@@ -69,7 +73,7 @@ def train(
 
     Started again with the same options, a stopped run goes on at the stage where it stood.
     """
-    from duet.config import parse_assignments
+    from duet.config import overlay, parse_assignments
     from duet.learner import Learner
     from duet.monitor import ConsoleMonitor
     from duet.resolve import resolve_config
@@ -78,7 +82,10 @@ def train(
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if root is not None:
         options["root"] = str(root)
-    resolved = resolve_config(config, options, parse_assignments(set_ or []))
+    assignments = parse_assignments(set_ or [])
+    if merger is not None:
+        assignments = overlay({"method": {"merge": {"name": merger}}}, assignments)
+    resolved = resolve_config(config, options, assignments)
     folder = out or Path("runs") / f"{Path(resolved.series).stem}-{resolved.method.name}-{resolved.seed}"
     try:
         with ConsoleMonitor() as monitor:
@@ -107,6 +114,7 @@ def weights(
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(path)}")
 
 
+app.command(name="compare")(compare)
 app.command(name="evaluate")(evaluate)
 app.command(name="export")(export)
 app.command(name="inspect")(inspect)

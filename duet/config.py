@@ -183,6 +183,10 @@ class RunConfig(Section):
         Field(description="experiment loggers that get losses, learning rates, scores and indices"),
     ] = ()
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides the run's numbers, as plain values: not where the data lie, nor where it is logged."""
+        return self.model_dump(mode="json", exclude={"root": True, "loggers": True})
+
 
 def validate(model: type[Section], values: Mapping[str, Any], source: str) -> Any:
     """Build a section from plain values.

@@ -69,9 +69,7 @@ class Learner:
         self.theta_0 = self.start.state()
         self.start_digest = weights_digest(self.theta_0)
         self.tests = {name: self.domains[name].test() for name in self.series.test_domains}
-        fingerprint = digest_of(
-            [config.model_dump(mode="json", exclude={"root", "loggers"}), self.source.identity(), self.start_digest]
-        )
+        fingerprint = digest_of([config.deciding(), self.source.identity(), self.start_digest])
         self.loggers = RunLoggers(config, out, fingerprint)
         if config.loggers:
             self.monitor = LoggedMonitor(self.monitor, self.loggers)
