@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from duet.report.figures import INK, MUTED, STYLE, light_grid, line_colour, new_
 
 MARKERS = ("o", "s", "D", "^", "v", "P")
 _MARK = 7.0  # points
+_LABEL_WIDTH = 22  # characters in a line
 _ANGLES = (0, 180, 90, 270, 45, 315, 135, 225, 22, 338, 158, 202)
 _RINGS = (8.0, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0, 92.0)
 
@@ -129,7 +131,7 @@ def _place_labels(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
     taken = [box for mark in marks for box in _obstacles(axes, mark)]
     for mark in sorted(marks, key=lambda mark: -mark.rai.mean):
         text = axes.annotate(
-            mark.label,
+            textwrap.fill(mark.label, _LABEL_WIDTH),
             (mark.overall.mean, mark.rai.mean),
             textcoords="offset points",
             xytext=(0, 0),
