@@ -32,6 +32,7 @@ from duet.documents import read_json
 from duet.errors import InputError
 from duet.evaluation.run import DomainScores, score_domain
 from duet.evaluation.stored import store_detections
+from duet.loggers import LoggedMonitor, RunLoggers
 from duet.monitor import Monitor
 from duet.reference import missing_references, score_references
 from duet.report.sample_pages import sample_page
@@ -71,6 +72,9 @@ class Learner:
         self.start_digest = weights_digest(self.theta_0)
         self.tests = {name: self.domains[name].test() for name in self.series.test_domains}
         fingerprint = digest_of([config.deciding(), self.source.identity(), self.start_digest])
+        self.loggers = RunLoggers(config, out, fingerprint)
+        if config.loggers:
+            self.monitor = LoggedMonitor(self.monitor, self.loggers)
         resumed = (out / "state.json").exists()
         if not resumed:
             self._refuse_bad_training_data()
@@ -84,7 +88,7 @@ class Learner:
                 process is working on it.
             RuntimeError: when training fails; finished stages stay.
         """
-        with only_user(self.out):
+        with only_user(self.out), self.loggers:
             return self._run()
 
     def _run(self) -> dict[str, Any]:
@@ -93,6 +97,7 @@ class Learner:
             write_text(self.out / "config.yaml", text)
         digests = self._data_digests()
         stages = 1 if self.config.method.joint else len(self.series)
+        self._log_finished(digests)
         if self.state.finished_stages < stages:
             self.monitor.plan(self._planned_steps(digests))
             reference = self._reference(digests)
@@ -139,6 +144,13 @@ class Learner:
         current = isinstance(document, dict) and len(document.get("stages", ())) == self.state.finished_stages
         return document if current else None
 
+    def _log_finished(self, digests: Mapping[str, str]) -> None:
+        """What a kill, or a logger that was not asked for then, left unlogged of finished stages."""
+        if self.loggers.is_behind(self.state.finished_stages):
+            reference = self._reference(digests)
+            for number in range(1, self.state.finished_stages + 1):
+                self.loggers.finish(number, self._results(number, reference))
+
     def _incremental_stages(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
         first = self.state.finished_stages + 1
         for task in range(first, len(self.series) + 1):
@@ -152,6 +164,7 @@ class Learner:
         folder = self.out / "stages" / str(task)
         shutil.rmtree(folder, ignore_errors=True)
         item = self._stage_input(task, images, folder)
+        self.loggers.begin(task)
         if item.previous is None:
             trained = self._trainer(digests).alone(task)
             result = first_stage(trained.detector, trained.outcome, item, self.config)
@@ -242,6 +255,7 @@ class Learner:
         self.state.finish_stage(files)
         self._write_artefact()
         document = self._write_results(reference)
+        self.loggers.finish(self.state.finished_stages, document)
         self.monitor.show(stage_table(document, task))
 
     def _joint_stage(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
@@ -266,14 +280,17 @@ class Learner:
         write_artefact(self.out, Artefact(detector, record, before))
 
     def _write_results(self, reference: dict[str, Any]) -> dict[str, Any]:
-        count = self.state.finished_stages
-        stages = [read_json(self.state.stage_file(number, "metrics"))["stage"] for number in range(1, count + 1)]
-        seconds = sum(sum(stage["timing"].values()) for stage in stages)
-        timing = {"reference": reference["seconds"], "total": seconds + reference["seconds"]}
-        document = results_document(self.config, self.series, stages, reference["reference"], timing)
+        document = self._results(self.state.finished_stages, reference)
         write_json(self.out / "results.json", document)
         write_text(self.out / "results.csv", results_csv(document))
         return document
+
+    def _results(self, count: int, reference: dict[str, Any]) -> dict[str, Any]:
+        """Content of results.json after ``count`` stages."""
+        stages = [read_json(self.state.stage_file(number, "metrics"))["stage"] for number in range(1, count + 1)]
+        seconds = sum(sum(stage["timing"].values()) for stage in stages)
+        timing = {"reference": reference["seconds"], "total": seconds + reference["seconds"]}
+        return results_document(self.config, self.series, stages, reference["reference"], timing)
 
     def _write_report(self, document: dict[str, Any]) -> None:
         from duet.report.html import write_report

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from duet.report.compared import ComparedRun, ComparedScene
 from duet.report.comparison_noise import LEVEL, Estimate
-from duet.report.comparison_rows import (
-    COMPARED,
-    METRICS,
-    ComparedBlock,
-    ComparedRow,
-    ComparedRun,
-    compare_rows,
-)
+from duet.report.comparison_page import render_comparison
+from duet.report.comparison_rows import COMPARED, METRICS, ComparedBlock, ComparedRow, compare_rows
 from duet.report.comparison_tables import comparison_csv, comparison_latex, comparison_markdown, comparison_table
 from duet.report.comparison_verdicts import all_differences, verdict_of
-from duet.report.drawing import DrawnBox
 from duet.state import write_json, write_text
 
 __all__ = [
@@ -34,29 +26,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class ComparedScene:
-    """One test picture as several methods see it.
-
-    Args:
-        series: name of the series.
-        detector: name of the detector.
-        domain: name of the domain.
-        image_rgb: ``(H, W, 3)`` uint8.
-        ground_truth: the true boxes, of all classes.
-        found: detections of each method by its label, above the score at which they are shown.
-        seed: the seed of the runs that made them.
-    """
-
-    series: str
-    detector: str
-    domain: str
-    image_rgb: np.ndarray
-    ground_truth: Sequence[DrawnBox]
-    found: Mapping[str, Sequence[DrawnBox]]
-    seed: int
 
 
 def write_comparison(
@@ -90,6 +59,7 @@ def write_comparison(
         "table.csv": comparison_csv(blocks),
         "table.md": comparison_markdown(blocks),
         "table.tex": comparison_latex(blocks),
+        "compare.html": render_comparison(blocks, scenes, name, date),
     }
     write_json(folder / "compare.json", document)
     for file, text in texts.items():

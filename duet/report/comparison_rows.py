@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from duet.evaluation.indices import Metric
+from duet.report.compared import ComparedRun
 from duet.report.comparison_noise import Estimate, Samples, estimate, read_replicates
 from duet.report.published import PublishedRow, published_rows
 from duet.report.rows import INDEX_NAMES, MEAN_MAP, IndexName, index_value
 
-Status = Literal["finished", "failed", "pending"]
 Kind = Literal["method", "exemplars", "individual", "joint"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -29,49 +28,6 @@ KIND_NOTES: Mapping[Kind, str] = {
     "individual": "one detector per task",
     "joint": "all images at once",
 }
-
-
-@dataclass(frozen=True)
-class ComparedRun:
-    """One cell of a grid: a run, finished or not.
-
-    Args:
-        series: name of the series.
-        detector: name of the detector.
-        label: the method's name in the grid, such as ``duet+ties``.
-        seed: the run's seed.
-        status: whether there are results.
-        folder: the run folder; read for ``bootstrap.safetensors`` only.
-        results: the content of results.json; needed when finished.
-        error: why it failed, one sentence.
-        log_tail: the last lines of a failed run's log.
-        keeps_images: whether the method keeps images of earlier tasks, which breaks the exemplar-free rule.
-
-    Raises:
-        ValueError: when the status is unknown, or a finished run has no results.
-    """
-
-    series: str
-    detector: str
-    label: str
-    seed: int
-    status: Status
-    folder: Path
-    results: Mapping[str, Any] | None = None
-    error: str = ""
-    log_tail: tuple[str, ...] = ()
-    keeps_images: bool = False
-
-    def __post_init__(self) -> None:
-        if self.status not in get_args(Status):
-            raise ValueError(f"{self.name}: status '{self.status}' is not one of {', '.join(get_args(Status))}")
-        if self.status == "finished" and not self.results:
-            raise ValueError(f"{self.name}: finished, but without results")
-
-    @property
-    def name(self) -> str:
-        """The cell in words."""
-        return f"{self.series} · {self.detector} · {self.label} · seed {self.seed}"
 
 
 @dataclass(frozen=True)

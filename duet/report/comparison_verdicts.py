@@ -9,7 +9,7 @@ from itertools import combinations
 from duet.evaluation.indices import Metric
 from duet.report.comparison_noise import Difference, paired_difference
 from duet.report.comparison_rows import LOWER_IS_BETTER, ComparedBlock, ComparedRow, best_label
-from duet.report.rows import INDEX_NAMES, MEAN_MAP, IndexName
+from duet.report.rows import INDEX_NAMES, MEAN_MAP, IndexName, signed
 
 JUDGED = ("overall", "rai", "ni", "avg_ri", "avg_gi", "mean_map")
 _NAMES = {name.key: name for name in (*INDEX_NAMES, MEAN_MAP)}
@@ -23,13 +23,20 @@ class Verdict:
         index: the index that decides: Overall, or the mean mAP where no run has an Overall.
         leader: the exemplar-free method with the best mean; None when no run has finished.
         differences: the leader minus every other exemplar-free method, by falling mean of the other.
-        sentence: the closing sentence.
+        judgement: which differences are larger than the noise, a sentence of its own.
     """
 
     index: IndexName
     leader: ComparedRow | None
     differences: tuple[Difference, ...]
-    sentence: str
+    judgement: str
+
+    @property
+    def sentence(self) -> str:
+        """The closing sentence: who leads, and what the lead is worth."""
+        if self.leader is None:
+            return self.judgement
+        return f"In {self.index.title}, {self.leader.label} leads. {self.judgement}"
 
 
 def verdict_of(block: ComparedBlock, metric: Metric = "map50") -> Verdict:
@@ -45,7 +52,7 @@ def verdict_of(block: ComparedBlock, metric: Metric = "map50") -> Verdict:
     leader, others = rows[0], rows[1:]
     found = [_difference(leader, other, index.key, metric) for other in others]
     differences = tuple(item for item in found if item is not None)
-    return Verdict(index, leader, differences, _sentence(index, leader, differences))
+    return Verdict(index, leader, differences, _judgement(differences))
 
 
 def ranked(rows: Sequence[ComparedRow], key: str, metric: Metric = "map50") -> list[ComparedRow]:
@@ -71,23 +78,22 @@ def _difference(first: ComparedRow, second: ComparedRow, key: str, metric: Metri
     return paired_difference(*samples)
 
 
-def _sentence(index: IndexName, leader: ComparedRow, differences: Sequence[Difference]) -> str:
-    start = f"In {index.title}, {leader.label} leads"
+def _judgement(differences: Sequence[Difference]) -> str:
     if not differences:
-        return f"{start}; there is no other exemplar-free method to hold it against."
+        return "There is no other exemplar-free method to hold it against."
     clear = [item for item in differences if item.larger_than_noise]
     noise = [item for item in differences if item.larger_than_noise is False]
     unknown = [item for item in differences if item.larger_than_noise is None]
     parts = []
     if clear:
-        parts.append(f"its lead is larger than the noise over {_list(clear)}")
+        parts.append(f"Its lead over {_list(clear)} is larger than the noise.")
     if noise:
-        parts.append(f"within the noise over {_list(noise)}" if clear else f"its lead over {_list(noise)} is noise")
+        parts.append(f"Its lead over {_list(noise)} is not larger than the noise.")
     if unknown:
-        parts.append(f"with one seed and no bootstrap nothing can be said of {_list(unknown)}")
-    return f"{start}: {', '.join(parts)}."
+        parts.append(f"Of its lead over {_list(unknown)} nothing can be said: one seed, and no bootstrap.")
+    return " ".join(parts)
 
 
 def _list(differences: Sequence[Difference]) -> str:
-    texts = [f"{item.second} ({item.mean:+.3f})" for item in differences]
+    texts = [f"{item.second} ({signed(item.mean)})" for item in differences]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

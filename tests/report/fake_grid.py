@@ -75,11 +75,11 @@ def make_grid_runs(labels=tuple(METHODS), seeds=(0, 1, 2), tasks=TASKS, name="de
     return runs
 
 
-def failed_run(label="erd", seed=3, **more):
+def failed_run(label="erd", seed=3, series="demo", **more):
     """A failed cell with a log."""
     log = ("Traceback (most recent call last):", '  File "x.py", line 3, in <module>', "RuntimeError: loss is NaN")
     values = {"error": "training diverged: the loss is NaN in epoch 3", "log_tail": log}
-    return ComparedRun("demo", "yolo11n", label, seed, "failed", Path("/nowhere"), **(values | more))
+    return ComparedRun(series, "yolo11n", label, seed, "failed", Path("/nowhere"), **(values | more))
 
 
 def write_replicates(run, seed_of_images=0, resamples=200, spread=0.01):
