@@ -93,25 +93,27 @@ def block_title(block: ComparedBlock) -> str:
 
 def _terminal_block(block: ComparedBlock) -> Group:
     table = titled_table(block_title(block))
+    table.collapse_padding = True
     table.add_column("Method", overflow="fold")
     table.add_column("Seeds", justify="right")
     for name in COLUMNS:
-        table.add_column(name.title, justify="right", no_wrap=True)
+        table.add_column(name.title, justify="right", overflow="fold", min_width=6)
     _add_rows(table, block.rivals, {name.key: best_label(block.rivals, name.key) for name in COLUMNS})
     table.add_section()
     _add_rows(table, block.upper_bounds, {})
+    table.caption = escape(" · ".join(f"{row.label}: {KIND_NOTES[row.kind]}" for row in block.upper_bounds)) or None
     failures = [f"[red]{escape(line)}[/]" for line in failure_lines(block)]
     return Group(table, *failures, escape(verdict_of(block).sentence), "")
 
 
 def _add_rows(table: Table, rows: Sequence[ComparedRow], best: Mapping[str, str | None]) -> None:
     for row in rows:
-        note = f" [dim]{KIND_NOTES[row.kind]}[/]" if KIND_NOTES[row.kind] else ""
         cells = []
         for name in COLUMNS:
-            text = spread_text(row.indices["map50"][name.key], name)
+            # In a narrow terminal the spread moves as a whole to a line of its own.
+            text = spread_text(row.indices["map50"][name.key], name).replace("± ", "±")
             cells.append(f"[bold]{text}[/]" if best.get(name.key) == row.label else text)
-        table.add_row(escape(row.label) + note, _seeds(row), *cells)
+        table.add_row(escape(row.label), _seeds(row), *cells)
 
 
 def _seeds(row: ComparedRow) -> str:
