@@ -62,6 +62,16 @@ def ranked(rows: Sequence[ComparedRow], key: str, metric: Metric = "map50") -> l
     return sorted(known, key=lambda row: sign * row.mean(key, metric))
 
 
+def shown_rows(block: ComparedBlock, metric: Metric = "map50") -> list[ComparedRow]:
+    """The order of the page: exemplar-free methods by falling Overall (or mean mAP), then the upper bounds alike."""
+    key = "overall" if best_label(block.rivals, "overall", metric) else MEAN_MAP.key
+    shown = []
+    for rows in (block.rivals, block.upper_bounds):
+        order = ranked(rows, key, metric)
+        shown += [*order, *(row for row in rows if row not in order)]
+    return shown
+
+
 def all_differences(block: ComparedBlock, metric: Metric = "map50") -> list[tuple[str, Difference]]:
     """(index, better minus worse) of every pair of methods, upper bounds included, for the judged indices."""
     found = []
