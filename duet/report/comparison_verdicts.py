@@ -52,6 +52,9 @@ def verdict_of(block: ComparedBlock, metric: Metric = "map50") -> Verdict:
     leader, others = rows[0], rows[1:]
     found = [_difference(leader, other, index.key, metric) for other in others]
     differences = tuple(item for item in found if item is not None)
+    if others and not differences:
+        none = "It shares no seed with another exemplar-free method: there is nothing to compare."
+        return Verdict(index, leader, (), none)
     return Verdict(index, leader, differences, _judgement(differences))
 
 
