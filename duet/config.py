@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from duet.documents import parse_yaml
 from duet.errors import InputError, nearest
@@ -164,10 +164,14 @@ class EvaluationSettings(Section):
         bool, Field(description="score a slice only on test images that have one of its classes; COCO takes all")
     ] = False
     evaluator: Literal["faster-coco-eval", "pycocotools"] = "faster-coco-eval"
+    bootstrap: Annotated[
+        int,
+        Field(ge=0, le=100_000, description="resamples of the test images for intervals; 0 leaves them out"),
+    ] = 1000
 
 
 class RunConfig(Section):
-    """Everything that decides a run's numbers."""
+    """Everything that decides a run's numbers; ``root`` and ``loggers`` do not."""
 
     series: str = "demo"
     root: Annotated[str | None, Field(description="folder that the series' relative paths start from")] = None
@@ -176,10 +180,16 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    loggers: Annotated[
+        tuple[Literal["tensorboard", "mlflow", "wandb"], ...],
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+        AfterValidator(lambda names: tuple(dict.fromkeys(names))),
+        Field(description="experiment loggers that get losses, learning rates, scores and indices"),
+    ] = ()
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the run's numbers, as plain values: not where the data lie."""
-        return self.model_dump(mode="json", exclude={"root": True})
+        """What decides the run's numbers, as plain values: not where data lie, what logs them, or how sure they are."""
+        return self.model_dump(mode="json", exclude={"root": True, "loggers": True, "evaluation": {"bootstrap"}})
 
 
 def validate(model: type[Section], values: Mapping[str, Any], source: str) -> Any:

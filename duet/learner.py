@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from rich.markup import escape
 from torch import Tensor
 
 from duet.artefact import Artefact, artefact_is_whole, record_of_run, write_artefact
@@ -31,6 +32,7 @@ from duet.documents import read_json
 from duet.errors import InputError
 from duet.evaluation.run import DomainScores, score_domain
 from duet.evaluation.stored import store_detections
+from duet.loggers import LoggedMonitor, RunLoggers
 from duet.monitor import Monitor
 from duet.reference import missing_references, score_references
 from duet.report.sample_pages import sample_page
@@ -40,6 +42,7 @@ from duet.shared_training import SharedTrainer
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
 from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled
 from duet.state import RunState, digest_of, only_user, write_json, write_text
+from duet.uncertainty import REFERENCE_FILE, lacks_intervals, write_intervals
 from duet.weights import weights_digest
 
 EXAMPLES = 4  # test images per domain whose detections are kept for the report
@@ -69,6 +72,9 @@ class Learner:
         self.start_digest = weights_digest(self.theta_0)
         self.tests = {name: self.domains[name].test() for name in self.series.test_domains}
         fingerprint = digest_of([config.deciding(), self.source.identity(), self.start_digest])
+        self.loggers = RunLoggers(config, out, fingerprint)
+        if config.loggers:
+            self.monitor = LoggedMonitor(self.monitor, self.loggers)
         resumed = (out / "state.json").exists()
         if not resumed:
             self._refuse_bad_training_data()
@@ -82,7 +88,7 @@ class Learner:
                 process is working on it.
             RuntimeError: when training fails; finished stages stay.
         """
-        with only_user(self.out):
+        with only_user(self.out), self.loggers:
             return self._run()
 
     def _run(self) -> dict[str, Any]:
@@ -91,6 +97,7 @@ class Learner:
             write_text(self.out / "config.yaml", text)
         digests = self._data_digests()
         stages = 1 if self.config.method.joint else len(self.series)
+        self._log_finished(digests)
         if self.state.finished_stages < stages:
             self.monitor.plan(self._planned_steps(digests))
             reference = self._reference(digests)
@@ -108,9 +115,24 @@ class Learner:
             document = self._write_results(self._reference(digests))
         if not artefact_is_whole(self.out):
             self._write_artefact()
+        document = self._with_intervals(document)
         if not (self.out / "report.html").exists():
             self._write_report(document)
         self.monitor.show(indices_table(document))
+        return document
+
+    def _with_intervals(self, document: dict[str, Any]) -> dict[str, Any]:
+        """The results with confidence intervals, if they are asked for and the run has what they are made of."""
+        if not lacks_intervals(document, self.out, self.config.evaluation.bootstrap):
+            return document
+        try:
+            document = write_intervals(document, self.state, self.tests, self.config.evaluation, self.monitor)
+        except InputError as error:
+            self.monitor.show(escape(f"No confidence intervals: {error}"))
+            return document
+        (self.out / "report.html").unlink(missing_ok=True)  # it was made without them
+        write_text(self.out / "results.csv", results_csv(document))
+        write_json(self.out / "results.json", document)
         return document
 
     def _written_results(self) -> dict[str, Any] | None:
@@ -121,6 +143,13 @@ class Learner:
             return None
         current = isinstance(document, dict) and len(document.get("stages", ())) == self.state.finished_stages
         return document if current else None
+
+    def _log_finished(self, digests: Mapping[str, str]) -> None:
+        """What a kill, or a logger that was not asked for then, left unlogged of finished stages."""
+        if self.loggers.is_behind(self.state.finished_stages):
+            reference = self._reference(digests)
+            for number in range(1, self.state.finished_stages + 1):
+                self.loggers.finish(number, self._results(number, reference))
 
     def _incremental_stages(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
         first = self.state.finished_stages + 1
@@ -135,6 +164,7 @@ class Learner:
         folder = self.out / "stages" / str(task)
         shutil.rmtree(folder, ignore_errors=True)
         item = self._stage_input(task, images, folder)
+        self.loggers.begin(task)
         if item.previous is None:
             trained = self._trainer(digests).alone(task)
             result = first_stage(trained.detector, trained.outcome, item, self.config)
@@ -225,6 +255,7 @@ class Learner:
         self.state.finish_stage(files)
         self._write_artefact()
         document = self._write_results(reference)
+        self.loggers.finish(self.state.finished_stages, document)
         self.monitor.show(stage_table(document, task))
 
     def _joint_stage(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
@@ -249,14 +280,17 @@ class Learner:
         write_artefact(self.out, Artefact(detector, record, before))
 
     def _write_results(self, reference: dict[str, Any]) -> dict[str, Any]:
-        count = self.state.finished_stages
-        stages = [read_json(self.state.stage_file(number, "metrics"))["stage"] for number in range(1, count + 1)]
-        seconds = sum(sum(stage["timing"].values()) for stage in stages)
-        timing = {"reference": reference["seconds"], "total": seconds + reference["seconds"]}
-        document = results_document(self.config, self.series, stages, reference["reference"], timing)
+        document = self._results(self.state.finished_stages, reference)
         write_json(self.out / "results.json", document)
         write_text(self.out / "results.csv", results_csv(document))
         return document
+
+    def _results(self, count: int, reference: dict[str, Any]) -> dict[str, Any]:
+        """Content of results.json after ``count`` stages."""
+        stages = [read_json(self.state.stage_file(number, "metrics"))["stage"] for number in range(1, count + 1)]
+        seconds = sum(sum(stage["timing"].values()) for stage in stages)
+        timing = {"reference": reference["seconds"], "total": seconds + reference["seconds"]}
+        return results_document(self.config, self.series, stages, reference["reference"], timing)
 
     def _write_report(self, document: dict[str, Any]) -> None:
         from duet.report.html import write_report
@@ -309,7 +343,7 @@ class Learner:
         if path.exists():
             return read_json(path)
         scores = score_references(self._trainer(digests), self.tests)
-        store_detections(scores.detections, self.series.classes, self.out / "reference-detections.safetensors")
+        store_detections(scores.detections, self.series.classes, self.out / REFERENCE_FILE)
         write_json(path, {"reference": scores.entry, "seconds": scores.seconds})
         return read_json(path)
 

@@ -109,6 +109,7 @@ class StageProgress:
         epoch: current epoch, from 1.
         epochs: epochs of the stage.
         losses: running means of the current epoch by name.
+        learning_rates: of this step by parameter group, named ``lr/pg0`` and so on.
     """
 
     step: int
@@ -116,6 +117,7 @@ class StageProgress:
     epoch: int
     epochs: int
     losses: Mapping[str, float]
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ class _Stage:
     def _report(self, step: int, epoch: int, means: Mapping[str, float]) -> None:
         if self.plan.progress is not None:
             epochs = self.request.epochs
-            self.plan.progress(StageProgress(step, epochs * self.steps_per_epoch, epoch, epochs, means))
+            rates = {f"lr/pg{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
+            self.plan.progress(StageProgress(step, epochs * self.steps_per_epoch, epoch, epochs, means, rates))
 
     def _refuse_broken(self, means: Mapping[str, float], epoch: int) -> None:
         broken = [name for name, value in means.items() if not math.isfinite(value)]

@@ -6,20 +6,19 @@ stands in one place each: the losses in ``StageLoss``, frozen parts and learning
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
+from ultralytics.utils import DEFAULT_CFG, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from duet.detectors.base import StageProgress, StageRequest
 from duet.detectors.replay import recolour
 from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan
+from duet.detectors.ultralytics_quiet import quiet
 
 # At the first step teacher and student are equal and the warm-up's learning rate is zero, so that both added losses
 # are rightly zero; after a few steps they cannot be.
@@ -192,6 +191,7 @@ def report_progress(trainer: StageTraining) -> None:
                 epoch=trainer.epoch + 1,
                 epochs=trainer.epochs,
                 losses={name: float(value) for name, value in trainer.tloss.items()},
+                learning_rates={f"lr/pg{i}": group["lr"] for i, group in enumerate(trainer.optimizer.param_groups)},
             )
         )
 
@@ -211,7 +211,7 @@ def run_stage(
     Returns:
         The averaged (EMA) network, the mean losses of each epoch, and the seconds of the training loop.
     """
-    with _quiet():
+    with quiet():
         try:
             trainer = trainer_class(overrides=overrides)
             trainer.add_callback("on_train_batch_end", report_progress)
@@ -236,7 +236,7 @@ def squared_gradients(
         overrides: settings of the Ultralytics trainer; batch and augmentation are replaced.
         threads: CPU threads.
     """
-    with _quiet():
+    with quiet():
         trainer = trainer_class(overrides={**overrides, **ONE_BY_ONE})
         trainer.model = model
         trainer._setup_train()
@@ -253,16 +253,6 @@ def squared_gradients(
                 if value.grad is not None:
                     sums[name] += value.grad.square()
     return {name: (value / len(trainer.train_loader)).cpu() for name, value in sums.items()}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 def _restore(model: nn.Module) -> None:
