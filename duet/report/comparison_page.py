@@ -28,10 +28,11 @@ from duet.report.comparison_rows import (
     ComparedRow,
     best_label,
 )
-from duet.report.comparison_tables import interval_text
+from duet.report.comparison_tables import estimate_interval
 from duet.report.comparison_verdicts import Verdict, shown_rows, verdict_of
 from duet.report.drawing import class_colours, draw_truth, draw_verdict, judge, text_colour
 from duet.report.html import Picture, embedded_picture, inline_file, inline_svg, page_environment
+from duet.report.interval_rows import interval_text
 from duet.report.rows import class_list, duration, number, signed
 
 _COLUMNS = tuple(name for name in COMPARED if not name.key.endswith("_capped"))
@@ -194,7 +195,7 @@ def _cell(row: ComparedRow, key: str, metric: str, best: bool) -> Cell:
     spread = "" if found.sd is None else f"± {show(found.sd)}"
     if known < len(found.values):
         spread += f" ({known} of {len(found.values)} seeds)"
-    return Cell(found.mean, _minus(show(found.mean)), spread, _minus(interval_text(found)), best, key in _METERS)
+    return Cell(found.mean, _minus(show(found.mean)), spread, _minus(estimate_interval(found)), best, key in _METERS)
 
 
 def _published_lines(block: ComparedBlock) -> list[Line]:
@@ -242,7 +243,7 @@ def _bars(differences: Sequence[Difference]) -> list[Bar]:
         known = item.low is not None and item.high is not None
         left = percent(item.low) if known else None
         width = round(percent(item.high) - percent(item.low), 2) if known else 0.0
-        interval = _minus(f"[{number(item.low)}, {number(item.high)}]") if known else ""
+        interval = _minus(interval_text((item.low, item.high))) if known else ""
         bars.append(Bar(item.second, item, interval, percent(item.mean), left, width))
     return bars
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from duet.report.comparison_noise import Estimate
 from duet.report.comparison_rows import COMPARED, KIND_NOTES, METRICS, ComparedBlock, ComparedRow, best_label
 from duet.report.comparison_verdicts import verdict_of
+from duet.report.interval_rows import interval_text
 from duet.report.rows import ABSENT, IndexName, duration, number
 from duet.report.tables import titled_table
 
@@ -71,9 +72,9 @@ def spread_text(found: Estimate | None, name: IndexName) -> str:
     return text if known == len(found.values) else f"{text} ({known} of {len(found.values)} seeds)"
 
 
-def interval_text(found: Estimate | None) -> str:
+def estimate_interval(found: Estimate | None) -> str:
     """Such as ``[0.490, 0.534]``; empty without an interval."""
-    return "" if found is None or found.low is None else f"[{number(found.low)}, {number(found.high)}]"
+    return "" if found is None or found.low is None or found.high is None else interval_text((found.low, found.high))
 
 
 def failure_lines(block: ComparedBlock) -> list[str]:
@@ -152,7 +153,7 @@ def _markdown_block(block: ComparedBlock) -> str:
             found = row.indices["map50"][name.key]
             text = spread_text(found, name)
             text = f"**{text}**" if best[name.key] == row.label and row.kind == "method" else text
-            interval = interval_text(found)
+            interval = estimate_interval(found)
             cells.append(f"{text} {interval}" if interval else text)
         note = f" ({KIND_NOTES[row.kind]})" if KIND_NOTES[row.kind] else ""
         lines.append(f"| {_markdown(row.label)}{note} | {_seeds(row)} | {' | '.join(cells)} |")
