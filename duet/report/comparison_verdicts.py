@@ -52,6 +52,9 @@ def verdict_of(block: ComparedBlock, metric: Metric = "map50") -> Verdict:
     leader, others = rows[0], rows[1:]
     found = [_difference(leader, other, index.key, metric) for other in others]
     differences = tuple(item for item in found if item is not None)
+    if others and not differences:
+        none = "It shares no seed with another exemplar-free method: there is nothing to compare."
+        return Verdict(index, leader, (), none)
     return Verdict(index, leader, differences, _judgement(differences))
 
 
@@ -60,6 +63,16 @@ def ranked(rows: Sequence[ComparedRow], key: str, metric: Metric = "map50") -> l
     sign = 1 if key in LOWER_IS_BETTER else -1
     known = [row for row in rows if row.mean(key, metric) is not None]
     return sorted(known, key=lambda row: sign * row.mean(key, metric))
+
+
+def shown_rows(block: ComparedBlock, metric: Metric = "map50") -> list[ComparedRow]:
+    """The order of the page: exemplar-free methods by falling Overall (or mean mAP), then the upper bounds alike."""
+    key = "overall" if best_label(block.rivals, "overall", metric) else MEAN_MAP.key
+    shown = []
+    for rows in (block.rivals, block.upper_bounds):
+        order = ranked(rows, key, metric)
+        shown += [*order, *(row for row in rows if row not in order)]
+    return shown
 
 
 def all_differences(block: ComparedBlock, metric: Metric = "map50") -> list[tuple[str, Difference]]:

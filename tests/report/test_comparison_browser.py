@@ -79,6 +79,7 @@ def test_a_click_sorts_and_another_one_turns_it(browser, page):
     known = [value for value in found if value is not None]
     assert known == sorted(known, reverse=True) and len(known) == len(METHODS) + 4  # with the published ones
     assert head(browser, "RAI").get_attribute("aria-sort") == "descending"
+    assert found[-1] is None and None not in found[: len(known)]
     head(browser, "RAI").find_element("tag name", "button").click()
     found = numbers(browser, "RAI")
     assert [value for value in found if value is not None] == sorted(known)
