@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +9,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from scipy.stats import norm, t
 
 from duet.errors import InputError
+from duet.evaluation.difference import LEVEL, REPLICATES_FILE, mean_over_seeds
 
-LEVEL = 0.95
-REPLICATES_FILE = "bootstrap.safetensors"
+__all__ = ["LEVEL", "Difference", "Estimate", "Samples", "estimate", "paired_difference", "read_replicates"]
 
 
 @dataclass(frozen=True)
@@ -96,46 +93,34 @@ def estimate(samples: Samples) -> Estimate | None:
     kept = [place for place, value in enumerate(samples.values) if value is not None]
     if not kept:
         return None
-    values = [samples.values[place] for place in kept]
-    images = _image_variance([samples.replicates[place] for place in kept])
-    low, high = (None, None) if images is None else _interval(values, images)
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return Estimate(statistics.fmean(values), sd, low, high, samples.values)
+    rows = _complete([samples.replicates[place] for place in kept])
+    found = mean_over_seeds([samples.values[place] for place in kept], rows, LEVEL)
+    low, high = (found.low, found.high) if "images" in found.basis else (None, None)
+    return Estimate(found.mean, found.sd, low, high, samples.values)
 
 
 def paired_difference(first: tuple[str, Samples], second: tuple[str, Samples]) -> Difference | None:
     """First minus second on the seeds for which both have a value; None when there is no such seed.
 
-    The standard error joins the spread over seeds, s²/n, and the variance of the mean difference over the same
-    resamples of the test images; the interval is Student's with n − 1 degrees of freedom, the normal one for one seed.
+    How the interval joins seeds and test images says ``duet.evaluation.difference``.
     """
     (name, a), (other, b) = first, second
     places = {seed: place for place, seed in enumerate(b.seeds) if b.values[place] is not None}
     pairs = [(i, places[s]) for i, s in enumerate(a.seeds) if s in places and a.values[i] is not None]
     if not pairs:
         return None
-    values = [a.values[i] - b.values[j] for i, j in pairs]
-    images = _image_variance([_minus(a.replicates[i], b.replicates[j]) for i, j in pairs])
-    low, high = _interval(values, images or 0.0) if len(pairs) > 1 or images is not None else (None, None)
-    larger = None if low is None else bool(low > 0 or high < 0)
-    return Difference(name, other, tuple(a.seeds[i] for i, _ in pairs), statistics.fmean(values), low, high, larger)
+    rows = _complete([_minus(a.replicates[i], b.replicates[j]) for i, j in pairs])
+    found = mean_over_seeds([a.values[i] - b.values[j] for i, j in pairs], rows, LEVEL)
+    seeds = tuple(a.seeds[i] for i, _ in pairs)
+    return Difference(name, other, seeds, found.mean, found.low, found.high, found.larger_than_noise)
 
 
 def _minus(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
     return None if first is None or second is None or first.shape != second.shape else first - second
 
 
-def _image_variance(replicates: list[np.ndarray | None]) -> float | None:
+def _complete(replicates: list[np.ndarray | None]) -> list[np.ndarray] | None:
+    """The replicates, unless a seed has none or other resamples."""
     if any(item is None for item in replicates) or len({item.shape for item in replicates}) > 1:
         return None
-    means = np.mean(replicates, axis=0)
-    means = means[np.isfinite(means)]
-    return float(np.var(means, ddof=1)) if len(means) > 1 else None
-
-
-def _interval(values: list[float], image_variance: float) -> tuple[float, float]:
-    count, mean = len(values), statistics.fmean(values)
-    seeds = statistics.variance(values) / count if count > 1 else 0.0
-    quantile = t.ppf(0.5 + LEVEL / 2, count - 1) if count > 1 else norm.ppf(0.5 + LEVEL / 2)
-    half = float(quantile) * math.sqrt(seeds + image_variance)
-    return mean - half, mean + half
+    return replicates
