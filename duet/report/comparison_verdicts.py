@@ -24,17 +24,19 @@ class Verdict:
         leader: the exemplar-free method with the best mean; None when no run has finished.
         differences: the leader minus every other exemplar-free method, by falling mean of the other.
         judgement: which differences are larger than the noise, a sentence of its own.
+        alone: whether there is no other method that it could be held against.
     """
 
     index: IndexName
     leader: ComparedRow | None
     differences: tuple[Difference, ...]
     judgement: str
+    alone: bool = False
 
     @property
     def sentence(self) -> str:
         """The closing sentence: who leads, and what the lead is worth."""
-        if self.leader is None:
+        if self.leader is None or self.alone:
             return self.judgement
         return f"In {self.index.title}, {self.leader.label} leads. {self.judgement}"
 
@@ -52,7 +54,10 @@ def verdict_of(block: ComparedBlock, metric: Metric = "map50") -> Verdict:
     leader, others = rows[0], rows[1:]
     found = [_difference(leader, other, index.key, metric) for other in others]
     differences = tuple(item for item in found if item is not None)
-    if others and not differences:
+    if not others:
+        text = f"{leader.label} is the only exemplar-free method that has finished: there is nothing to compare."
+        return Verdict(index, leader, (), text, alone=True)
+    if not differences:
         none = "It shares no seed with another exemplar-free method: there is nothing to compare."
         return Verdict(index, leader, (), none)
     return Verdict(index, leader, differences, _judgement(differences))
@@ -92,8 +97,6 @@ def _difference(first: ComparedRow, second: ComparedRow, key: str, metric: Metri
 
 
 def _judgement(differences: Sequence[Difference]) -> str:
-    if not differences:
-        return "There is no other exemplar-free method to hold it against."
     clear = [item for item in differences if item.larger_than_noise]
     noise = [item for item in differences if item.larger_than_noise is False]
     unknown = [item for item in differences if item.larger_than_noise is None]

@@ -82,7 +82,8 @@ def test_methods_without_a_common_seed_have_no_difference():
 
 
 def test_lone_method_and_none():
-    assert "no other exemplar-free method" in verdict_of(compare_rows(grid(("duet",)))[0]).sentence
+    alone = verdict_of(compare_rows(grid(("duet",)))[0])
+    assert alone.sentence == "duet is the only exemplar-free method that has finished: there is nothing to compare."
     joint = [run for run in grid(("duet",)) if run.label == "joint"]
     verdict = verdict_of(compare_rows(joint)[0])
     assert verdict.leader is None and verdict.sentence.startswith("No exemplar-free method has finished yet")
