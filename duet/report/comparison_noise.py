@@ -1,8 +1,8 @@
-"""How sure a mean over seeds and a difference of two methods are, from seeds and from the bootstrap over images."""
+"""The estimates of a comparison from what its runs hold: seeds, and replicates over resampled test images if any."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from duet.errors import InputError
-from duet.evaluation.difference import LEVEL, REPLICATES_FILE, mean_over_seeds
+from duet.evaluation.difference import Basis, mean_over_seeds
+from duet.evaluation.difference import paired_difference as seeds_difference
+from duet.evaluation.intervals import REPLICATES_FILE
 
-__all__ = ["LEVEL", "Difference", "Estimate", "Samples", "estimate", "paired_difference", "read_replicates"]
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,18 @@ class Samples:
     values: tuple[float | None, ...]
     replicates: tuple[np.ndarray | None, ...]
 
+    def of(self, seeds: Sequence[int]) -> tuple[list[float], list[np.ndarray] | None]:
+        """Values and replicates of some seeds; None for the replicates when one of them has none or another B."""
+        places = [self.seeds.index(seed) for seed in seeds]
+        rows = [row for place in places if (row := self.replicates[place]) is not None]
+        whole = len(rows) == len(places) and len({row.shape for row in rows}) == 1
+        return [self.values[place] for place in places], rows if whole else None
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """The seeds that have a value."""
+        return tuple(seed for seed, value in zip(self.seeds, self.values) if value is not None)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -38,7 +52,7 @@ class Estimate:
     Args:
         mean: over the seeds that have a value.
         sd: standard deviation (divisor n − 1) over them; None for one seed.
-        low: lower end of the interval; None without a bootstrap over test images.
+        low: lower end of the interval (duet.evaluation.difference); None without replicates over test images.
         high: upper end.
         values: one per seed of the row, None where it has none.
     """
@@ -52,7 +66,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two methods on the seeds that both have: first minus second.
+    """The difference of two methods on the seeds that both have: first minus second (duet.evaluation.difference).
 
     Args:
         first: label of one method.
@@ -61,6 +75,7 @@ class Difference:
         mean: of the differences per seed.
         low: lower end of the interval; None when one seed and no bootstrap leave nothing to judge by.
         high: upper end.
+        basis: what the interval is made of.
         larger_than_noise: whether 0 lies outside the interval; None without one.
     """
 
@@ -70,6 +85,7 @@ class Difference:
     mean: float
     low: float | None
     high: float | None
+    basis: Basis
     larger_than_noise: bool | None
 
 
@@ -90,37 +106,24 @@ def read_replicates(folder: Path) -> Mapping[str, np.ndarray]:
 
 def estimate(samples: Samples) -> Estimate | None:
     """Mean, standard deviation and interval over seeds; None when no seed has a value."""
-    kept = [place for place, value in enumerate(samples.values) if value is not None]
-    if not kept:
+    if not samples.known:
         return None
-    rows = _complete([samples.replicates[place] for place in kept])
-    found = mean_over_seeds([samples.values[place] for place in kept], rows, LEVEL)
-    low, high = (found.low, found.high) if "images" in found.basis else (None, None)
+    values, replicates = samples.of(samples.known)
+    found = mean_over_seeds(values, replicates, LEVEL)
+    # Of the seeds alone there is the standard deviation: an interval always has the test images in it.
+    low, high = (None, None) if "images" not in found.basis else (found.low, found.high)
     return Estimate(found.mean, found.sd, low, high, samples.values)
 
 
 def paired_difference(first: tuple[str, Samples], second: tuple[str, Samples]) -> Difference | None:
-    """First minus second on the seeds for which both have a value; None when there is no such seed.
-
-    How the interval joins seeds and test images says ``duet.evaluation.difference``.
-    """
-    (name, a), (other, b) = first, second
-    places = {seed: place for place, seed in enumerate(b.seeds) if b.values[place] is not None}
-    pairs = [(i, places[s]) for i, s in enumerate(a.seeds) if s in places and a.values[i] is not None]
-    if not pairs:
+    """First minus second, each a label and its samples; None when no seed has a value of both."""
+    (name, one), (other, two) = first, second
+    seeds = [seed for seed in one.known if seed in two.known]
+    if not seeds:
         return None
-    rows = _complete([_minus(a.replicates[i], b.replicates[j]) for i, j in pairs])
-    found = mean_over_seeds([a.values[i] - b.values[j] for i, j in pairs], rows, LEVEL)
-    seeds = tuple(a.seeds[i] for i, _ in pairs)
-    return Difference(name, other, seeds, found.mean, found.low, found.high, found.larger_than_noise)
-
-
-def _minus(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
-    return None if first is None or second is None or first.shape != second.shape else first - second
-
-
-def _complete(replicates: list[np.ndarray | None]) -> list[np.ndarray] | None:
-    """The replicates, unless a seed has none or other resamples."""
-    if any(item is None for item in replicates) or len({item.shape for item in replicates}) > 1:
-        return None
-    return replicates
+    (values, replicates), (others, other_replicates) = one.of(seeds), two.of(seeds)
+    if replicates and other_replicates and replicates[0].shape != other_replicates[0].shape:
+        replicates = None  # another number of resamples: they cannot be paired
+    found = seeds_difference(values, others, replicates, other_replicates, LEVEL)
+    larger = found.larger_than_noise
+    return Difference(name, other, tuple(seeds), found.mean, found.low, found.high, found.basis, larger)

@@ -36,10 +36,19 @@ def printed(blocks, width=160):
 def test_terminal_shows_values_failures_and_the_closing_sentence(blocks):
     text = printed(blocks)
     for label in LABELS:
-        assert cell(blocks, label, "overall") in text
+        assert cell(blocks, label, "overall").replace("± ", "±") in text
     assert "2 of 3" in text
     assert "duet, seed 3 failed: training diverged" in text and "  RuntimeError: loss is NaN" in text
     assert "In Overall, duet leads. Its lead over lwf (+" in text
+
+
+def test_narrow_terminal_cuts_no_number(blocks):
+    text = printed(blocks, width=80)
+    for label in LABELS:
+        for key in ("overall", "rai", "avg_gi", "mean_map"):
+            mean, spread = cell(blocks, label, key).split(" ± ")
+            assert f" {mean} " in text and f"±{spread}" in text
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
 
 
 def test_csv_has_every_seed_and_the_mean(blocks):
