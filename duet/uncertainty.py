@@ -82,7 +82,5 @@ def _detections(results: Mapping[str, Any], state: RunState) -> RunDetections:
     if (results.get("reference") or {}).get("kind", "none") == "none":
         return RunDetections(stages, {})
     if not reference.is_file():
-        raise InputError(
-            f"{reference}: missing; delete reference.json and results.json, and the next start writes all three"
-        )
+        raise InputError(f"{reference}: missing; without reference.json and results.json the next start writes all")
     return RunDetections(stages, restore_detections(reference))
