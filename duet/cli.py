@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from duet.compare_command import compare
 from duet.data_command import data
 from duet.disk import disk_error
 from duet.errors import InputError, TrainingStopped
@@ -37,7 +38,7 @@ SetOption = Annotated[
 
 
 @app.callback()
-def _root() -> None:
+def quiet_libraries() -> None:
     """Quiet the libraries; only this command prints."""
     os.environ.setdefault("YOLO_VERBOSE", "false")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # a missing package is named, not fetched
@@ -62,6 +63,9 @@ def train(
             "individual, restart or joint."
         ),
     ] = None,
+    merger: Annotated[
+        str | None, typer.Option(help="Merger of the shared parameters in place of the method's own, e.g. ties.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the whole run; 0 by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/SERIES-METHOD-SEED by default.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that the series' relative paths start from.")] = None,
@@ -72,7 +76,8 @@ def train(
 
     Started again with the same options, a stopped run goes on at the stage where it stood.
     """
-    from duet.config import parse_assignments
+    from duet import processes
+    from duet.config import overlay, parse_assignments
     from duet.learner import Learner
     from duet.monitor import ConsoleMonitor
     from duet.resolve import resolve_config
@@ -81,11 +86,22 @@ def train(
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if root is not None:
         options["root"] = str(root)
-    resolved = resolve_config(config, options, parse_assignments(set_ or []))
+    assignments = parse_assignments(set_ or [])
+    if merger is not None:
+        assignments = overlay({"method": {"merge": {"name": merger}}}, assignments)
+    resolved = resolve_config(config, options, assignments)
+    if processes.started() > 1 and resolved.train.process_count == 1:  # torchrun says it as well
+        shared = resolved.train.model_copy(update={"processes": processes.started()})
+        resolved = resolved.model_copy(update={"train": shared})
     folder = out or Path("runs") / f"{Path(resolved.series).stem}-{resolved.method.name}-{resolved.seed}"
-    try:
+
+    def run() -> Any:
         with ConsoleMonitor() as monitor:
-            Learner(resolved, folder, monitor, trust).run()
+            return Learner(resolved, folder, monitor, trust).run()
+
+    try:
+        if processes.lead(resolved.train, run) is None:
+            return  # a process that only took part in the trainings
     except KeyboardInterrupt:  # caught here, because the command-line library would end without a word
         _fail("stopped; the same command goes on where it stood", 130)
     deployed = f"   Detector: {folder / 'detector.pt'}" if (folder / "detector.pt").is_file() else ""
@@ -110,6 +126,7 @@ def weights(
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(path)}")
 
 
+app.command(name="compare")(compare)
 app.command(name="evaluate")(evaluate)
 app.command(name="export")(export)
 app.command(name="inspect")(inspect)
@@ -152,8 +169,9 @@ def main(command: str | None = None) -> None:
         command: the subcommand of a file in ``tools/``; None takes it from the arguments.
     """
     arguments = _repeated("--classes", _repeated("--models", sys.argv[1:]))
+    arguments = arguments if command is None else [command, *arguments]
     try:
-        app(args=arguments if command is None else [command, *arguments])
+        _run(arguments)
     except InputError as error:
         _fail(str(error), 2)
     except TrainingStopped as error:
@@ -166,6 +184,21 @@ def main(command: str | None = None) -> None:
             _fail(str(explained), 1)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         _fail(f"{lines[0] if lines else type(error).__name__} (DUET_TRACEBACK=1 shows where)", 1)
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[:1] != ["train"]:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("only `duet train` runs in several processes; start other commands without torchrun")
+        app(args=arguments)
+        return
+    from duet import processes
+
+    processes.forget_a_single_process()
+    try:
+        app(args=arguments)
+    except processes.NeedsProcesses as needed:
+        raise SystemExit(processes.launch(needed.count, arguments)) from None
 
 
 def _repeated(option: str, arguments: list[str]) -> list[str]:
@@ -182,5 +215,16 @@ def _repeated(option: str, arguments: list[str]) -> list[str]:
 
 
 def _fail(sentence: str, code: int) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from duet import processes
+
+        if not processes.is_first_to_fail():
+            raise SystemExit(code)  # another one has said why
+        if processes.rank() > 0:
+            sentence = f"process {processes.rank()} of {processes.started()}: {sentence}"
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"Error: {sentence}")
     raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

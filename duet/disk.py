@@ -31,6 +31,9 @@ class DiskError(OSError):
         super().__init__(sentence)
         self.errno = code
 
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.errno)  # it travels between processes
+
 
 def disk_error(error: BaseException, path: Path) -> DiskError | None:
     """What a device refused, in one sentence.

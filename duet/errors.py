@@ -22,6 +22,9 @@ class TrainingStopped(RuntimeError):
         super().__init__(what)
         self.option = option
 
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.option)  # it travels between processes
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a refusal: `` (did you mean 'epochs'?)``, or the list of what is known.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from rich.markup import escape
 from torch import Tensor
 
 from duet.artefact import Artefact, artefact_is_whole, record_of_run, write_artefact
@@ -25,13 +26,14 @@ from duet.datasets.faults import not_of_the_task
 from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import find_series
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
-from duet.detectors.base import Detector, DomainStatistics
+from duet.detectors.base import Detector, DomainStatistics, refuse_several
 from duet.detectors.families import load_pretrained, restore_detector, restore_tensors, store_detector, store_tensors
 from duet.disk import disk_error
 from duet.documents import read_json
 from duet.errors import InputError, TrainingStopped
 from duet.evaluation.run import DomainScores, score_domain
 from duet.evaluation.stored import store_detections
+from duet.loggers import LoggedMonitor, RunLoggers
 from duet.monitor import Monitor
 from duet.reference import missing_references, score_references
 from duet.report.sample_pages import sample_page
@@ -41,6 +43,7 @@ from duet.shared_training import SharedTrainer
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
 from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled
 from duet.state import RunState, digest_of, only_user, write_json, write_text
+from duet.uncertainty import REFERENCE_FILE, lacks_intervals, write_intervals
 from duet.way_on import way_on
 from duet.weights import weights_digest
 
@@ -68,12 +71,14 @@ class Learner:
         self.series = self.source.series
         self.domains = open_domains(self.source, self._write_progress)
         self.start = load_pretrained(config.detector, trust)
+        refuse_several(self.start, config.train)
         self.theta_0 = self.start.state()
         self.start_digest = weights_digest(self.theta_0)
         self.tests = {name: self.domains[name].test() for name in self.series.test_domains}
-        fingerprint = digest_of(
-            [config.model_dump(mode="json", exclude={"root"}), self.source.identity(), self.start_digest]
-        )
+        fingerprint = digest_of([config.deciding(), self.source.identity(), self.start_digest])
+        self.loggers = RunLoggers(config, out, fingerprint)
+        if config.loggers:
+            self.monitor = LoggedMonitor(self.monitor, self.loggers)
         resumed = (out / "state.json").exists()
         if not resumed:
             self._refuse_bad_training_data()
@@ -88,7 +93,7 @@ class Learner:
             RuntimeError: when training fails; finished stages stay.
         """
         try:
-            with only_user(self.out):
+            with only_user(self.out), self.loggers:
                 return self._run()
         except OSError as error:  # what the trainer writes by itself names no file when the disk is full
             explained = disk_error(error, Path(error.filename or self.out))
@@ -103,6 +108,7 @@ class Learner:
             self.state.keep("config.yaml")
         digests = self._data_digests()
         stages = 1 if self.config.method.joint else len(self.series)
+        self._log_finished(digests)
         if self.state.finished_stages < stages:
             self.monitor.plan(self._planned_steps(digests))
             reference = self._reference(digests)
@@ -120,10 +126,26 @@ class Learner:
             document = self._write_results(self._reference(digests))
         if not artefact_is_whole(self.out):
             self._write_artefact()
+        document = self._with_intervals(document)
         if not self.state.is_whole("report.html"):
             self._write_report(document)
             self.state.keep("report.html")
         self.monitor.show(indices_table(document))
+        return document
+
+    def _with_intervals(self, document: dict[str, Any]) -> dict[str, Any]:
+        """The results with confidence intervals, if they are asked for and the run has what they are made of."""
+        if not lacks_intervals(document, self.out, self.config.evaluation.bootstrap):
+            return document
+        try:
+            document = write_intervals(document, self.state, self.tests, self.config.evaluation, self.monitor)
+        except InputError as error:
+            self.monitor.show(escape(f"No confidence intervals: {error}"))
+            return document
+        (self.out / "report.html").unlink(missing_ok=True)  # it was made without them
+        write_text(self.out / "results.csv", results_csv(document))
+        write_json(self.out / "results.json", document)
+        self.state.keep("results.json", "results.csv")
         return document
 
     def _written_results(self) -> dict[str, Any] | None:
@@ -133,6 +155,13 @@ class Learner:
         document = read_json(self.out / "results.json")
         current = isinstance(document, dict) and len(document.get("stages", ())) == self.state.finished_stages
         return document if current else None
+
+    def _log_finished(self, digests: Mapping[str, str]) -> None:
+        """What a kill, or a logger that was not asked for then, left unlogged of finished stages."""
+        if self.loggers.is_behind(self.state.finished_stages):
+            reference = self._reference(digests)
+            for number in range(1, self.state.finished_stages + 1):
+                self.loggers.finish(number, self._results(number, reference))
 
     def _incremental_stages(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
         first = self.state.finished_stages + 1
@@ -151,6 +180,7 @@ class Learner:
         folder = self.out / "stages" / str(task)
         shutil.rmtree(folder, ignore_errors=True)
         item = self._stage_input(task, images, folder)
+        self.loggers.begin(task)
         if item.previous is None:
             trained = self._trainer(digests).alone(task)
             result = first_stage(trained.detector, trained.outcome, item, self.config)
@@ -241,6 +271,7 @@ class Learner:
         self.state.finish_stage(files)
         self._write_artefact()
         document = self._write_results(reference)
+        self.loggers.finish(self.state.finished_stages, document)
         self.monitor.show(stage_table(document, task))
 
     def _joint_stage(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
@@ -265,15 +296,18 @@ class Learner:
         write_artefact(self.out, Artefact(detector, record, before))
 
     def _write_results(self, reference: dict[str, Any]) -> dict[str, Any]:
-        count = self.state.finished_stages
-        stages = [read_json(self.state.stage_file(number, "metrics"))["stage"] for number in range(1, count + 1)]
-        seconds = sum(sum(stage["timing"].values()) for stage in stages)
-        timing = {"reference": reference["seconds"], "total": seconds + reference["seconds"]}
-        document = results_document(self.config, self.series, stages, reference["reference"], timing)
+        document = self._results(self.state.finished_stages, reference)
         write_json(self.out / "results.json", document)
         write_text(self.out / "results.csv", results_csv(document))
         self.state.keep("results.json", "results.csv")
         return document
+
+    def _results(self, count: int, reference: dict[str, Any]) -> dict[str, Any]:
+        """Content of results.json after ``count`` stages."""
+        stages = [read_json(self.state.stage_file(number, "metrics"))["stage"] for number in range(1, count + 1)]
+        seconds = sum(sum(stage["timing"].values()) for stage in stages)
+        timing = {"reference": reference["seconds"], "total": seconds + reference["seconds"]}
+        return results_document(self.config, self.series, stages, reference["reference"], timing)
 
     def _write_report(self, document: dict[str, Any]) -> None:
         from duet.report.html import write_report
@@ -327,7 +361,7 @@ class Learner:
             return read_json(path)
         path = self.out / "reference.json"
         scores = score_references(self._trainer(digests), self.tests)
-        store_detections(scores.detections, self.series.classes, self.out / "reference-detections.safetensors")
+        store_detections(scores.detections, self.series.classes, self.out / REFERENCE_FILE)
         write_json(path, {"reference": scores.entry, "seconds": scores.seconds})
         self.state.keep(path.name)
         return read_json(path)

@@ -116,6 +116,12 @@ def only_user(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+class NoSuchRole(InputError, KeyError):
+    """A stage that was recorded without a file of this role, by an older version or by other hands."""
+
+    __str__ = InputError.__str__
+
+
 class RunState:
     """The record of a run folder: which configuration it belongs to and which stages are finished.
 
@@ -167,10 +173,11 @@ class RunState:
 
         Raises:
             InputError: when the file is missing or is not what was written.
+            NoSuchRole: when the stage has no such file.
         """
         stage = self._record["stages"][number - 1]
         if role not in stage:
-            raise InputError(f"{self.folder / STATE_FILE}: damaged, stage {number} has no {role}")
+            raise NoSuchRole(f"{self.folder / STATE_FILE}: names no {role} of stage {number}")
         path = self.folder / stage[role]
         if not path.is_file():
             raise InputError(f"{path}: missing, although stage {number} is recorded as finished")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -109,6 +109,7 @@ class StageProgress:
         epoch: current epoch, from 1.
         epochs: epochs of the stage.
         losses: running means of the current epoch by name.
+        learning_rates: of this step by parameter group, named ``lr/pg0`` and so on.
     """
 
     step: int
@@ -116,6 +117,7 @@ class StageProgress:
     epoch: int
     epochs: int
     losses: Mapping[str, float]
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,12 @@ class Description:
 
 
 class Detector(ABC):
-    """A detector that can learn task after task."""
+    """A detector that can learn task after task.
+
+    ``shares_training`` says whether several processes can train it together.
+    """
+
+    shares_training: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -328,3 +335,15 @@ class Detector(ABC):
     @abstractmethod
     def save_checkpoint(self, path: Path) -> None:
         """Write the family's own deployable checkpoint."""
+
+
+def refuse_several(detector: Detector, train: TrainSettings) -> None:
+    """Refuse several processes for a detector that trains in one.
+
+    Raises:
+        InputError: naming the family.
+    """
+    if train.process_count > 1 and not detector.shares_training:
+        raise InputError(
+            f"detectors of the family '{detector.describe().family}' train in one process, not in {train.process_count}"
+        )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from duet.config import TrainSettings
-from duet.detectors.base import StageOutcome, StageProgress, StageRequest
+from duet.detectors.base import StageOutcome, StageProgress, StageRequest, refuse_several
 from duet.detectors.module_detector import ModuleDetector
 from duet.detectors.plain_data import Sample, TrainingPictures
 from duet.detectors.replay import recolour
@@ -45,6 +45,7 @@ class PlainDetector(ModuleDetector):
 
     def train_stage(self, request: StageRequest) -> StageOutcome:
         """AdamW, Adam or SGD with warm-up and decay; the weights after the last step are kept."""
+        refuse_several(self, request.train)
         torch.set_num_threads(request.train.threads or os.cpu_count() or 1)
         started = time.perf_counter()
         losses = _Stage(self, request, self._plan(request)).run()
@@ -149,7 +150,8 @@ class _Stage:
     def _report(self, step: int, epoch: int, means: Mapping[str, float]) -> None:
         if self.plan.progress is not None:
             epochs = self.request.epochs
-            self.plan.progress(StageProgress(step, epochs * self.steps_per_epoch, epoch, epochs, means))
+            rates = {f"lr/pg{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
+            self.plan.progress(StageProgress(step, epochs * self.steps_per_epoch, epoch, epochs, means, rates))
 
     def _refuse_broken(self, means: Mapping[str, float], epoch: int) -> None:
         broken = [name for name, value in means.items() if not math.isfinite(value)]

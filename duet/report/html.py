@@ -17,6 +17,7 @@ from PIL import Image
 from duet.report import plots
 from duet.report.drawing import DrawnBox, ScenePanel, class_colours, draw_truth, draw_verdict, judge, text_colour
 from duet.report.figures import to_svg
+from duet.report.interval_rows import index_interval, interval_lines, interval_text
 from duet.report.published import published_rows
 from duet.report.rows import (
     INDEX_NAMES,
@@ -72,19 +73,28 @@ def write_report(
 
 def render_report(results: Mapping[str, Any], scenes: Sequence[ScenePanel], *, date: str | None = None) -> str:
     """The page as text; arguments as for ``write_report``."""
-    folder = Path(__file__).parent
+    context = _summary(results) | _measurements(results) | _figures(results)
+    template = page_environment().get_template("report.html.j2")
+    style = inline_file("report.css")
+    return template.render(results=results, date=date, style=style, domains=_scenes(results, scenes), **context)
+
+
+def page_environment() -> Environment:
+    """Jinja for the pages: everything is escaped, an unknown name is an error."""
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, count=count, duration=duration, classes=class_list)
-    context = _summary(results) | _measurements(results) | _figures(results)
-    style = Markup((folder / "report.css").read_text(encoding="utf-8"))
-    template = environment.get_template("report.html.j2")
-    return template.render(results=results, date=date, style=style, domains=_scenes(results, scenes), **context)
+    return environment
+
+
+def inline_file(name: str) -> Markup:
+    """A style sheet or script of this folder, to stand inside a page."""
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +108,7 @@ def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
         "done": len(tasks) if joint else len(stages),
         "chips": {name: (colour, text_colour(colour)) for name, colour in colours.items()},
         "tiles": [_index_line(results, name) for key in _TILES for name in INDEX_NAMES if name.key == key],
-        "settings": list(_flat(results.get("settings") or {})),
+        "settings": list(flat_settings(results.get("settings") or {})),
         "versions": results.get("versions") or {},
         "timing": results.get("timing") or {},
     }
@@ -117,6 +127,7 @@ def _measurements(results: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "published": published_rows(results),
         "skipped": skipped_lines(results),
+        "intervals": interval_lines(results),
         "own_images": ((results.get("settings") or {}).get("evaluation") or {}).get("drop_images_without_class", False),
         "few_boxes": few_boxes_lines(results),
         "slices": [(titles[stage["task"]], slice_rows(results, stage["task"])) for stage in stages],
@@ -132,17 +143,20 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "grid_plots": _all_svg(grids, "mAP50 of every task's classes in every domain"),
         "loss_plots": _all_svg(losses, "Losses of each epoch of a stage"),
-        "forgetting_plot": _svg("forgetting", plots.forgetting_figure(results), "mAP50 of each task over the stages"),
-        "boxes_plot": _svg("boxes", plots.old_boxes_figure(results), "Old boxes found, misnamed and missed"),
-        "alpha_plot": _svg("alpha", plots.alpha_figure(results), "Merge weight alpha of each layer"),
+        "forgetting_plot": inline_svg(
+            "forgetting", plots.forgetting_figure(results), "mAP50 of each task over the stages"
+        ),
+        "boxes_plot": inline_svg("boxes", plots.old_boxes_figure(results), "Old boxes found, misnamed and missed"),
+        "alpha_plot": inline_svg("alpha", plots.alpha_figure(results), "Merge weight alpha of each layer"),
     }
 
 
 def _all_svg(figures: Mapping[str, Figure | None], description: str) -> list[Markup]:
-    return [_svg(name, figure, description) for name, figure in figures.items() if figure is not None]
+    return [inline_svg(name, figure, description) for name, figure in figures.items() if figure is not None]
 
 
-def _svg(name: str, figure: Figure | None, description: str) -> Markup | None:
+def inline_svg(name: str, figure: Figure | None, description: str) -> Markup | None:
+    """A figure as an element of the page, None for none; arguments as for ``figures.to_svg``."""
     # Matplotlib has escaped the names inside.
     return None if figure is None else Markup(to_svg(figure, name, description))
 
@@ -150,7 +164,11 @@ def _svg(name: str, figure: Figure | None, description: str) -> Markup | None:
 def _index_line(results: Mapping[str, Any], name: IndexName) -> dict[str, Any]:
     values = {metric: index_value(results, name.key, metric) for metric in ("map50", "map50_95")}
     capped = index_value(results, f"{name.key}_capped", "map50")
-    return {"name": name, **values, "capped": capped}
+    ends = {
+        f"{metric}_interval": interval_text(index_interval(results, name.key, metric))
+        for metric in ("map50", "map50_95")
+    }
+    return {"name": name, **values, **ends, "capped": capped}
 
 
 def _scenes(results: Mapping[str, Any], scenes: Sequence[ScenePanel]) -> list[tuple[str, list[list[Picture]]]]:
@@ -170,7 +188,7 @@ def _pictures(results: Mapping[str, Any], scene: ScenePanel) -> list[Picture]:
     colours = class_colours(results["series"]["classes"])
     truth = draw_truth(scene.image_rgb, scene.ground_truth, colours, _SCENE_PIXELS)
     objects = len(scene.ground_truth)
-    pictures = [_picture(truth, "Ground truth", f"{objects} object{'' if objects == 1 else 's'}")]
+    pictures = [embedded_picture(truth, "Ground truth", f"{objects} object{'' if objects == 1 else 's'}")]
     finished = stages == [0] or len(stages) == len(results["series"]["tasks"])
     columns = [("At the end" if finished else f"After task {stages[-1]}", stages[-1], scene.final)]
     if len(stages) > 1:
@@ -178,11 +196,12 @@ def _pictures(results: Mapping[str, Any], scene: ScenePanel) -> list[Picture]:
     for heading, task, detections in columns:
         verdict = judge(detections, scene.ground_truth, learned_classes(results, task))
         image = draw_verdict(scene.image_rgb, verdict, colours, _SCENE_PIXELS)
-        pictures.append(_picture(image, heading, verdict.caption))
+        pictures.append(embedded_picture(image, heading, verdict.caption))
     return pictures
 
 
-def _picture(image: Image.Image, heading: str, caption: str) -> Picture:
+def embedded_picture(image: Image.Image, heading: str, caption: str) -> Picture:
+    """A drawn picture as a JPEG inside the page."""
     data = io.BytesIO()
     # Full colour resolution: thin coloured outlines smear without it.
     image.save(data, **_JPEG)
@@ -190,11 +209,11 @@ def _picture(image: Image.Image, heading: str, caption: str) -> Picture:
     return Picture(url, image.width, image.height, heading, caption)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted names and values of nested settings."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat_settings(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", _setting(value)
 

@@ -207,6 +207,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return ABSENT if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign, such as ``+0.012`` or ``−0.012``."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
 def count(value: int | None) -> str:
     """A whole number with thin groups of three, or a dash when it is absent."""
     return ABSENT if value is None else f"{value:,}".replace(",", "\u202f")

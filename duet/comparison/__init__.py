@@ -1,0 +1,1 @@
+"""Grids of runs: methods × seeds × detectors × series, run in parallel and put side by side."""
