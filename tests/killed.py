@@ -6,6 +6,7 @@ renaming, ``{"seconds": 0.7}`` by SIGKILL after so long, or null. ``{"snapshots"
 copies the places before every renaming: what a kill at that instant would leave on the disk.
 """
 
+import importlib
 import json
 import os
 import select
@@ -21,6 +22,18 @@ from pathlib import Path
 from tiny_series import short_report
 
 KILLED = -signal.SIGKILL
+IMPORTS = (
+    "torch",
+    "matplotlib.figure",
+    "ultralytics.engine.exporter",
+    "duet.cli",
+    "duet.deploy",
+    "duet.learner",
+    "duet.report.html",
+    "duet.report.scenes",
+    "duet.update",
+    "merging.files",
+)
 
 
 class Forge:
@@ -137,13 +150,9 @@ def _parent(process, seconds):
 
 
 def main():
-    import matplotlib.figure  # noqa: F401
-    import torch
-    import ultralytics.engine.exporter  # noqa: F401
-
-    import merging.files  # noqa: F401
-
-    torch.set_num_threads(1)
+    for name in IMPORTS:
+        importlib.import_module(name)
+    sys.modules["torch"].set_num_threads(1)
     for line in sys.stdin:
         job, started = json.loads(line), time.perf_counter()
         process = os.fork()
