@@ -124,7 +124,7 @@ class Learner:
         document = self._written_results()
         if document is None:
             document = self._write_results(self._reference(digests))
-        if not artefact_is_whole(self.out):
+        if not (self.state.is_whole("detector.json") and artefact_is_whole(self.out)):
             self._write_artefact()
         document = self._with_intervals(document)
         if not self.state.is_whole("report.html"):
@@ -294,6 +294,7 @@ class Learner:
             before = {key: state[key] for key in shared}
         record = record_of_run(self.config, self.series, metrics, detector, self.start_digest)
         write_artefact(self.out, Artefact(detector, record, before))
+        self.state.keep("detector.json")
 
     def _write_results(self, reference: dict[str, Any]) -> dict[str, Any]:
         document = self._results(self.state.finished_stages, reference)
