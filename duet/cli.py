@@ -73,6 +73,7 @@ def train(
 
     Started again with the same options, a stopped run goes on at the stage where it stood.
     """
+    from duet import processes
     from duet.config import overlay, parse_assignments
     from duet.learner import Learner
     from duet.monitor import ConsoleMonitor
@@ -86,10 +87,18 @@ def train(
     if merger is not None:
         assignments = overlay({"method": {"merge": {"name": merger}}}, assignments)
     resolved = resolve_config(config, options, assignments)
+    if processes.started() > 1 and resolved.train.process_count == 1:  # torchrun says it as well
+        shared = resolved.train.model_copy(update={"processes": processes.started()})
+        resolved = resolved.model_copy(update={"train": shared})
     folder = out or Path("runs") / f"{Path(resolved.series).stem}-{resolved.method.name}-{resolved.seed}"
-    try:
+
+    def run() -> Any:
         with ConsoleMonitor() as monitor:
-            Learner(resolved, folder, monitor).run()
+            return Learner(resolved, folder, monitor).run()
+
+    try:
+        if processes.lead(resolved.train, run) is None:
+            return  # a process that only took part in the trainings
     except KeyboardInterrupt:  # caught here, because the command-line library would end without a word
         _fail("stopped; the same command goes on where it stood", 130)
     deployed = f"   Detector: {folder / 'detector.pt'}" if (folder / "detector.pt").is_file() else ""
@@ -157,8 +166,9 @@ def main(command: str | None = None) -> None:
         command: the subcommand of a file in ``tools/``; None takes it from the arguments.
     """
     arguments = _repeated("--classes", _repeated("--models", sys.argv[1:]))
+    arguments = arguments if command is None else [command, *arguments]
     try:
-        app(args=arguments if command is None else [command, *arguments])
+        _run(arguments)
     except InputError as error:
         _fail(str(error), 2)
     except (RuntimeError, ValueError, OSError) as error:
@@ -166,6 +176,21 @@ def main(command: str | None = None) -> None:
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         _fail(f"{lines[0] if lines else type(error).__name__} (DUET_TRACEBACK=1 shows where)", 1)
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[:1] != ["train"]:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("only `duet train` runs in several processes; start other commands without torchrun")
+        app(args=arguments)
+        return
+    from duet import processes
+
+    processes.forget_a_single_process()
+    try:
+        app(args=arguments)
+    except processes.NeedsProcesses as needed:
+        raise SystemExit(processes.launch(needed.count, arguments)) from None
 
 
 def _repeated(option: str, arguments: list[str]) -> list[str]:
@@ -182,5 +207,16 @@ def _repeated(option: str, arguments: list[str]) -> list[str]:
 
 
 def _fail(sentence: str, code: int) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from duet import processes
+
+        if not processes.is_first_to_fail():
+            raise SystemExit(code)  # another one has said why
+        if processes.rank() > 0:
+            sentence = f"process {processes.rank()} of {processes.started()}: {sentence}"
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"Error: {sentence}")
     raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

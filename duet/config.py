@@ -9,13 +9,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from duet.documents import parse_yaml
 from duet.errors import InputError, nearest
 
-# As Ultralytics writes them: cpu, mps, 0, cuda:1.
-DEVICES = r"^(cpu|mps|\d+|cuda(:\d+)?)$"
+# As Ultralytics writes them: cpu, mps, 0, cuda:1, and 0,1 for one process on each.
+DEVICES = r"^(cpu|mps|\d+(,\d+)*|cuda(:\d+)?)$"
+
+
+def _device_text(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return ",".join(str(item) for item in value)
+    return str(value) if type(value) is int else value
+
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -49,12 +65,31 @@ class TrainSettings(Section):
     hsv_h: Share = 0.015
     hsv_s: Share = 0.7
     hsv_v: Share = 0.4
-    device: Annotated[
-        str, BeforeValidator(lambda value: str(value) if type(value) is int else value), Field(pattern=DEVICES)
-    ] = "cpu"
+    device: Annotated[str, BeforeValidator(_device_text), Field(pattern=DEVICES)] = "cpu"
+    processes: Annotated[
+        int, Field(ge=1, description="processes that share each batch on CPUs; a list of devices has one on each")
+    ] = 1
     workers: Annotated[int, Field(ge=0)] = 4
     threads: Annotated[int, Field(ge=0, description="CPU threads; 0 takes all cores")] = 0
     amp: bool = True
+
+    @property
+    def process_count(self) -> int:
+        """Processes that train a stage together."""
+        devices = self.device.split(",")
+        return len(devices) if len(devices) > 1 else self.processes
+
+    def in_one_process(self) -> TrainSettings:
+        """The same settings for one process, on the first device of a list."""
+        return self.model_copy(update={"processes": 1, "device": self.device.split(",")[0]})
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """One process is left out, so that runs and cached trainings from before there was a choice keep their keys."""
+        values = handler(self)
+        if values.get("processes") == 1:
+            del values["processes"]
+        return values
 
 
 class DistillationSettings(Section):

@@ -26,7 +26,7 @@ from duet.datasets.faults import not_of_the_task
 from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import find_series
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
-from duet.detectors.base import Detector, DomainStatistics
+from duet.detectors.base import Detector, DomainStatistics, refuse_several
 from duet.detectors.families import load_pretrained, restore_detector, restore_tensors, store_detector, store_tensors
 from duet.documents import read_json
 from duet.errors import InputError
@@ -68,6 +68,7 @@ class Learner:
         self.series = self.source.series
         self.domains = open_domains(self.source, self._write_progress)
         self.start = load_pretrained(config.detector)
+        refuse_several(self.start, config.train)
         self.theta_0 = self.start.state()
         self.start_digest = weights_digest(self.theta_0)
         self.tests = {name: self.domains[name].test() for name in self.series.test_domains}

@@ -9,7 +9,8 @@ from typing import Any
 from duet.config import EvaluationSettings
 from duet.datasets.images import LabelledImage
 from duet.errors import InputError
-from duet.evaluation.intervals import REPLICATES_FILE, run_replicates, steps, store_replicates
+from duet.evaluation.difference import REPLICATES_FILE
+from duet.evaluation.intervals import run_replicates, steps, store_replicates
 from duet.evaluation.replicates import RunDetections
 from duet.evaluation.stored import restore_detections
 from duet.monitor import Monitor

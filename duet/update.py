@@ -177,7 +177,7 @@ def _config(update: Update, record: Record) -> RunConfig:
         detector=record.start.name or str(update.detector),
         method=method,
         seed=record.seed,
-        train=update.train or record.train,
+        train=(update.train or record.train).in_one_process(),
         evaluation=update.evaluation,
     )
     if method.joint:

@@ -113,7 +113,7 @@ def _plain(detector: Detector, request: StageRequest, clock: _Clock) -> None:
     """Ultralytics' own trainer class on the same network, with nothing of ours in it."""
     from ultralytics.models.yolo.detect import DetectionTrainer
 
-    from duet.detectors.ultralytics_training import trainer_settings
+    from duet.detectors.ultralytics_stage import trainer_settings
 
     trainer = DetectionTrainer(overrides=trainer_settings(request))
     trainer.validate = lambda: ({}, 0.0)  # a stage does not validate either

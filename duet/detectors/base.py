@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -184,7 +184,12 @@ class Description:
 
 
 class Detector(ABC):
-    """A detector that can learn task after task."""
+    """A detector that can learn task after task.
+
+    ``shares_training`` says whether several processes can train it together.
+    """
+
+    shares_training: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -330,3 +335,15 @@ class Detector(ABC):
     @abstractmethod
     def save_checkpoint(self, path: Path) -> None:
         """Write the family's own deployable checkpoint."""
+
+
+def refuse_several(detector: Detector, train: TrainSettings) -> None:
+    """Refuse several processes for a detector that trains in one.
+
+    Raises:
+        InputError: naming the family.
+    """
+    if train.process_count > 1 and not detector.shares_training:
+        raise InputError(
+            f"detectors of the family '{detector.describe().family}' train in one process, not in {train.process_count}"
+        )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from duet.config import TrainSettings
-from duet.detectors.base import StageOutcome, StageProgress, StageRequest
+from duet.detectors.base import StageOutcome, StageProgress, StageRequest, refuse_several
 from duet.detectors.module_detector import ModuleDetector
 from duet.detectors.plain_data import Sample, TrainingPictures
 from duet.detectors.replay import recolour
@@ -45,6 +45,7 @@ class PlainDetector(ModuleDetector):
 
     def train_stage(self, request: StageRequest) -> StageOutcome:
         """AdamW, Adam or SGD with warm-up and decay; the weights after the last step are kept."""
+        refuse_several(self, request.train)
         torch.set_num_threads(request.train.threads or os.cpu_count() or 1)
         started = time.perf_counter()
         losses = _Stage(self, request, self._plan(request)).run()

@@ -135,7 +135,7 @@ class AddedLosses:
             terms.append((weight * value * self.scale(images)).view(1))
             items[f"{name}_loss"] = value.detach()
             items[f"{name}_weighted"] = weight * value.detach()
-            self.largest[name] = max(self.largest.get(name, 0.0), float(value.detach()))
+            self.largest[name] = max(self.largest.get(name, 0.0), abs(float(value.detach())))  # rounding may be < 0
         return terms, items
 
     def refuse_dead(self, steps: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +15,14 @@ from typing_extensions import Self
 from ultralytics.engine.predictor import BasePredictor
 from ultralytics.nn.tasks import DetectionModel
 
+from duet import processes
 from duet.config import EvaluationSettings
 from duet.detectors.base import BATCH, Detections, ExportFormat, Key, StageOutcome, StageRequest
 from duet.detectors.module_detector import ModuleDetector
 from duet.detectors.ultralytics_export import compute_in_float32, export_model, own_packages_only
 from duet.detectors.ultralytics_predict import letterboxed, predict_images, predict_pictures, set_up_predictor
-from duet.detectors.ultralytics_training import StageTraining, run_stage, squared_gradients, trainer_settings
+from duet.detectors.ultralytics_stage import GradientJob, StageJob, trainer_settings
+from duet.detectors.ultralytics_training import StageTraining
 
 
 class UltralyticsDetector(ModuleDetector):
@@ -31,6 +32,7 @@ class UltralyticsDetector(ModuleDetector):
         model: Ultralytics detection model.
     """
 
+    shares_training = True
     family: ClassVar[str]
     trainer: ClassVar[type[StageTraining]]
     predictor: ClassVar[type[BasePredictor]]
@@ -63,18 +65,19 @@ class UltralyticsDetector(ModuleDetector):
 
     def train_stage(self, request: StageRequest) -> StageOutcome:
         """Train through the Ultralytics trainer and take over its EMA weights."""
-        threads = request.train.threads or os.cpu_count() or 1
+        processes.refuse_other_count(request.train)
         plan, settings = self._plan(request), trainer_settings(request)
-        averaged, losses, seconds = run_stage(self.trainer, self.model, plan, settings, threads)
-        self.model.load_state_dict(averaged.float().state_dict())
+        stage = StageJob(self.trainer, self.model, plan, settings, processes.threads_of(request.train)).run()
+        self.model.load_state_dict(stage.network.float().state_dict())
         self.model.requires_grad_(True)
         self._image_size = request.train.image_size
-        return StageOutcome(tuple(losses), seconds)
+        return StageOutcome(tuple(stage.losses), stage.seconds)
 
     def squared_gradients(self, request: StageRequest) -> dict[str, Tensor]:
         """Through the Ultralytics trainer's data and loss."""
-        threads = request.train.threads or os.cpu_count() or 1
-        return squared_gradients(self.trainer, self.clone().model, trainer_settings(request), threads)
+        processes.refuse_other_count(request.train)
+        threads = processes.threads_of(request.train)
+        return GradientJob(self.trainer, self.clone().model, trainer_settings(request), threads).run()
 
     def predict(
         self, images: Sequence[Path], image_size: int, settings: EvaluationSettings

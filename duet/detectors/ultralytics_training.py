@@ -6,7 +6,6 @@ stands in one place each: the losses in ``StageLoss``, frozen parts and learning
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,29 +14,18 @@ from torch import Tensor, nn
 from ultralytics.utils import DEFAULT_CFG, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
-from duet.detectors.base import StageProgress, StageRequest
+from duet import processes
+from duet.detectors.base import StageProgress
 from duet.detectors.replay import recolour
 from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan
-from duet.detectors.ultralytics_quiet import quiet
+from duet.detectors.ultralytics_processes import ProcessGroupTraining
 
 # At the first step teacher and student are equal and the warm-up's learning rate is zero, so that both added losses
 # are rightly zero; after a few steps they cannot be.
 STEPS_UNTIL_MOVED = 4
 SURELY_MOVED = 50
 
-# Every image once and alone, as it is.
-ONE_BY_ONE = {
-    "batch": 1,
-    "nbs": 1,
-    "epochs": 1,
-    "mosaic": 0.0,
-    "fliplr": 0.0,
-    "translate": 0.0,
-    "scale": 0.0,
-    "hsv_h": 0.0,
-    "hsv_s": 0.0,
-    "hsv_v": 0.0,
-}
+SEED_STEP = 1_000_003  # each process re-colours other pictures
 
 
 class StageLoss:
@@ -46,10 +34,11 @@ class StageLoss:
     Args:
         model: Ultralytics detection model; its head's raw outputs are caught as they pass.
         added: the losses of the stage.
+        factor: of the total loss.
     """
 
-    def __init__(self, model: nn.Module, added: AddedLosses) -> None:
-        self.model, self.added = model, added
+    def __init__(self, model: nn.Module, added: AddedLosses, factor: float = 1.0) -> None:
+        self.model, self.added, self.factor = model, added, factor
         self.outputs: Any = None
         self.catch = model.model[-1].register_forward_hook(self._keep)
 
@@ -58,13 +47,13 @@ class StageLoss:
         loss, items = type(self.model).loss(self.model, batch, preds)
         terms, listed = self.added(self.outputs, batch["img"])
         self.outputs = None
-        return torch.cat([loss.reshape(-1), *terms]), {**items, **listed}
+        return torch.cat([loss.reshape(-1), *terms]) * self.factor, {**items, **listed}
 
     def _keep(self, head: nn.Module, inputs: tuple, outputs: Any) -> None:
         self.outputs = outputs
 
 
-class StageTraining:
+class StageTraining(ProcessGroupTraining):
     """A stage plan for an Ultralytics detection trainer; comes before the trainer's class in a family's own trainer.
 
     The plan is taken from ``model.stage_plan``, so that it reaches data-parallel workers with the model. There is no
@@ -100,9 +89,9 @@ class StageTraining:
         # After the EMA copy was made: the copy must not carry a teacher.
         model.criterion = self.own_loss(model)
         self._added = AddedLosses(self.plan, model, self._distill_batch, self.loss_scale)
-        model.loss = StageLoss(model, self._added)
+        model.loss = StageLoss(model, self._added, self.loss_factor())
         self._held = HeldRows(self.plan, model)
-        self._generator = torch.Generator().manual_seed(self.plan.seed)
+        self._generator = torch.Generator().manual_seed(self.plan.seed + SEED_STEP * processes.rank())
 
     def _distill_batch(self, outputs: Any, images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -194,115 +183,3 @@ def report_progress(trainer: StageTraining) -> None:
                 learning_rates={f"lr/pg{i}": group["lr"] for i, group in enumerate(trainer.optimizer.param_groups)},
             )
         )
-
-
-def run_stage(
-    trainer_class: type[StageTraining], model: nn.Module, plan: StagePlan, overrides: dict, threads: int
-) -> tuple[nn.Module, list[dict[str, float]], float]:
-    """Train a copy-free stage.
-
-    Args:
-        trainer_class: the family's trainer.
-        model: Ultralytics detection model; its weights after the call are the last step's, not the average.
-        plan: what the stage adds.
-        overrides: settings of the Ultralytics trainer.
-        threads: CPU threads; Ultralytics would leave one core idle.
-
-    Returns:
-        The averaged (EMA) network, the mean losses of each epoch, and the seconds of the training loop.
-    """
-    with quiet():
-        try:
-            trainer = trainer_class(overrides=overrides)
-            trainer.add_callback("on_train_batch_end", report_progress)
-            model.stage_plan = plan
-            trainer.model = model
-            torch.set_num_threads(threads)
-            started = time.perf_counter()
-            trainer.train()
-            return trainer.ema.ema, trainer.history, time.perf_counter() - started
-        finally:
-            _restore(model)
-
-
-def squared_gradients(
-    trainer_class: type[StageTraining], model: nn.Module, overrides: dict, threads: int
-) -> dict[str, Tensor]:
-    """The squared gradient of the detector's own loss by parameter name, mean over the training images.
-
-    Args:
-        trainer_class: the family's trainer.
-        model: Ultralytics detection model; used up.
-        overrides: settings of the Ultralytics trainer; batch and augmentation are replaced.
-        threads: CPU threads.
-    """
-    with quiet():
-        trainer = trainer_class(overrides={**overrides, **ONE_BY_ONE})
-        trainer.model = model
-        trainer._setup_train()
-        torch.set_num_threads(threads)
-        raw_outputs(model)
-        model.training = True  # for Ultralytics' loss, which asks the outermost module whether outputs are raw
-        model.requires_grad_(True)
-        named = dict(model.named_parameters())
-        sums = {name: torch.zeros_like(value) for name, value in named.items()}
-        for batch in trainer.train_loader:
-            model.zero_grad()
-            model(trainer.preprocess_batch(batch))[0].sum().backward()
-            for name, value in named.items():
-                if value.grad is not None:
-                    sums[name] += value.grad.square()
-    return {name: (value / len(trainer.train_loader)).cpu() for name, value in sums.items()}
-
-
-def _restore(model: nn.Module) -> None:
-    """Take the stage's losses and plan off a network."""
-    stage_loss = model.__dict__.pop("loss", None)
-    if stage_loss is not None:
-        stage_loss.catch.remove()
-    model.__dict__.pop("stage_plan", None)
-    model.__dict__.pop("class_weights", None)
-    model.criterion = None
-
-
-def trainer_settings(request: StageRequest) -> dict:
-    """The Ultralytics trainer's settings for a stage."""
-    settings = request.train
-    later = request.teacher is not None and request.method.weight_decay is not None
-    return {
-        "model": "yolo11n.yaml",  # only a label: the network is handed over as a module
-        "data": str(request.data),
-        "epochs": request.epochs,
-        "batch": settings.batch,
-        "nbs": settings.batch,
-        "imgsz": settings.image_size,
-        "optimizer": settings.optimizer,
-        "lr0": settings.lr0,
-        "lrf": settings.lrf,
-        "cos_lr": settings.cos_lr,
-        "momentum": settings.momentum,
-        "weight_decay": request.method.weight_decay if later else settings.weight_decay,
-        "warmup_epochs": min(settings.warmup_epochs, request.epochs / 2),
-        "warmup_bias_lr": 0.0,
-        "mosaic": settings.mosaic,
-        "close_mosaic": settings.close_mosaic,
-        "fliplr": settings.fliplr,
-        "translate": settings.translate,
-        "scale": settings.scale,
-        "hsv_h": settings.hsv_h,
-        "hsv_s": settings.hsv_s,
-        "hsv_v": settings.hsv_v,
-        "device": settings.device,
-        "workers": settings.workers,
-        "amp": settings.amp,
-        "seed": request.seed,
-        "deterministic": True,
-        "project": str(request.folder.parent.resolve()),
-        "name": request.folder.name,
-        "exist_ok": True,
-        "plots": False,
-        "val": False,
-        "save": False,
-        "verbose": False,
-        "patience": 0,
-    }

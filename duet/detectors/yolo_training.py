@@ -41,6 +41,10 @@ class YoloStageTrainer(StageTraining, DetectionTrainer):
         bins = self.plan.teacher.model[-1].reg_max
         return DISTILLATIONS[self.plan.distillation.kind](*_pairs(outputs, taught, self.plan.old_classes, bins))
 
+    def loss_factor(self) -> float:
+        """1: Ultralytics' own terms are sums over images, and with the scale below so are the added ones."""
+        return 1.0
+
     def loss_scale(self, images: Tensor) -> float:
         """The batch size, by which Ultralytics' own terms are multiplied."""
         return len(images)

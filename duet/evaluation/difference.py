@@ -28,6 +28,8 @@ from typing import Literal
 import numpy as np
 from scipy.stats import norm, t
 
+LEVEL = 0.95
+REPLICATES_FILE = "bootstrap.safetensors"  # of a run folder: (B,) by metric/index
 Basis = Literal["seeds and images", "seeds", "images", "nothing"]
 
 
@@ -62,7 +64,7 @@ class SeedMean:
 
 
 def mean_over_seeds(
-    values: Sequence[float], replicates: Sequence[np.ndarray] | None = None, level: float = 0.95
+    values: Sequence[float], replicates: Sequence[np.ndarray] | None = None, level: float = LEVEL
 ) -> SeedMean:
     """Mean, standard deviation and interval of one method's index over seeds.
 
@@ -100,7 +102,7 @@ def paired_difference(
     second: Sequence[float],
     first_replicates: Sequence[np.ndarray] | None = None,
     second_replicates: Sequence[np.ndarray] | None = None,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> SeedMean:
     """First minus second, paired by seed and by resample.
 

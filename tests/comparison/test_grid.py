@@ -93,6 +93,7 @@ def test_the_shipped_demo_compares_every_method_three_times():
         ({"methods": ["duet"], "seed": [0]}, "unknown key 'seed'; did you mean 'seeds'"),
         ({"methods": ["duet"], "mergers": ["tie"]}, "tie"),
         ({"methods": ["duet"], "series": ["nowhere"]}, "nowhere"),
+        ({"methods": ["duet"], "train": {"processes": 2}}, "several processes for one run"),
     ],
 )
 def test_a_wrong_grid_is_one_sentence(write_grid, values, said):
