@@ -97,8 +97,7 @@ def _finish(cells: list, records: dict, folder: Path, name: str) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    for block in write_outputs(cells, records, folder, name):
-        console.print(comparison_table(block))
+    console.print(comparison_table(write_outputs(cells, records, folder, name)))
     console.print(f"Page: {folder / 'compare.html'}   Tables: {folder}/table.csv .md .tex", soft_wrap=True)
     if any(record.status == "failed" for record in records.values()):
         raise SystemExit(1)

@@ -199,6 +199,10 @@ class EvaluationSettings(Section):
         bool, Field(description="score a slice only on test images that have one of its classes; COCO takes all")
     ] = False
     evaluator: Literal["faster-coco-eval", "pycocotools"] = "faster-coco-eval"
+    bootstrap: Annotated[
+        int,
+        Field(ge=0, le=100_000, description="resamples of the test images for intervals; 0 leaves them out"),
+    ] = 1000
 
 
 class RunConfig(Section):
@@ -219,8 +223,8 @@ class RunConfig(Section):
     ] = ()
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the run's numbers, as plain values: not where the data lie, nor where it is logged."""
-        return self.model_dump(mode="json", exclude={"root": True, "loggers": True})
+        """What decides the run's numbers, as plain values: not where data lie, what logs them, or how sure they are."""
+        return self.model_dump(mode="json", exclude={"root": True, "loggers": True, "evaluation": {"bootstrap"}})
 
 
 def validate(model: type[Section], values: Mapping[str, Any], source: str) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from rich.markup import escape
 from torch import Tensor
 
 from duet.artefact import Artefact, artefact_is_whole, record_of_run, write_artefact
@@ -41,6 +42,7 @@ from duet.shared_training import SharedTrainer
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
 from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled
 from duet.state import RunState, digest_of, only_user, write_json, write_text
+from duet.uncertainty import REFERENCE_FILE, lacks_intervals, write_intervals
 from duet.weights import weights_digest
 
 EXAMPLES = 4  # test images per domain whose detections are kept for the report
@@ -114,9 +116,24 @@ class Learner:
             document = self._write_results(self._reference(digests))
         if not artefact_is_whole(self.out):
             self._write_artefact()
+        document = self._with_intervals(document)
         if not (self.out / "report.html").exists():
             self._write_report(document)
         self.monitor.show(indices_table(document))
+        return document
+
+    def _with_intervals(self, document: dict[str, Any]) -> dict[str, Any]:
+        """The results with confidence intervals, if they are asked for and the run has what they are made of."""
+        if not lacks_intervals(document, self.out, self.config.evaluation.bootstrap):
+            return document
+        try:
+            document = write_intervals(document, self.state, self.tests, self.config.evaluation, self.monitor)
+        except InputError as error:
+            self.monitor.show(escape(f"No confidence intervals: {error}"))
+            return document
+        (self.out / "report.html").unlink(missing_ok=True)  # it was made without them
+        write_text(self.out / "results.csv", results_csv(document))
+        write_json(self.out / "results.json", document)
         return document
 
     def _written_results(self) -> dict[str, Any] | None:
@@ -327,7 +344,7 @@ class Learner:
         if path.exists():
             return read_json(path)
         scores = score_references(self._trainer(digests), self.tests)
-        store_detections(scores.detections, self.series.classes, self.out / "reference-detections.safetensors")
+        store_detections(scores.detections, self.series.classes, self.out / REFERENCE_FILE)
         write_json(path, {"reference": scores.entry, "seconds": scores.seconds})
         return read_json(path)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load_file
 
 from duet.config import parse_assignments
 from duet.detectors.families import restore_detector
@@ -223,6 +224,45 @@ def test_what_a_kill_left_unwritten_at_the_end_is_written(undisturbed, series, p
     assert Learner(config(series, pretrained_weights), tmp_path / "run").run() == results
     assert (tmp_path / "run" / "detector.pt").stat().st_size > 1_000_000
     assert (tmp_path / "run" / "report.html").stat().st_size == (out / "report.html").stat().st_size
+
+
+def test_intervals_hold_the_values_and_may_be_asked_for_later(undisturbed, series, pretrained_weights, cache, tmp_path):
+    out, results = undisturbed
+    intervals, page = results["intervals"], (out / "report.html").read_text()
+    assert intervals["resamples"] == 1000
+    low, high = intervals["indices"]["map50"]["overall"]
+    assert low < high and f"[{low:.3f}, {high:.3f}]" in page
+    assert load_file(out / "bootstrap.safetensors")["map50/overall"].shape == (1000,)
+    assert "bootstrap" not in results["settings"]["evaluation"]
+    run = tmp_path / "run"
+    shutil.copytree(out, run)
+    (run / "bootstrap.safetensors").unlink()
+    without = {key: value for key, value in results.items() if key != "intervals"}
+    (run / "results.json").write_text(json.dumps(without))
+    (run / "report.html").write_text("old")
+    assert Learner(config(series, pretrained_weights), run).run() == results
+    assert (run / "bootstrap.safetensors").read_bytes() == (out / "bootstrap.safetensors").read_bytes()
+    assert (run / "results.csv").read_text() == (out / "results.csv").read_text()
+    assert (run / "report.html").read_text() == page
+    fewer = Learner(config(series, pretrained_weights, "evaluation.bootstrap=50"), run).run()
+    assert fewer["intervals"]["resamples"] == 50
+
+
+def test_a_run_without_stored_detections_says_why_it_has_no_intervals(
+    undisturbed, series, pretrained_weights, cache, tmp_path
+):
+    class Listening(Monitor):
+        def show(self, renderable):
+            said.append(renderable)
+
+    said, run = [], tmp_path / "run"
+    shutil.copytree(undisturbed[0], run)
+    for name in ("bootstrap.safetensors", "reference-detections.safetensors"):
+        (run / name).unlink()
+    page = (run / "report.html").read_text()
+    Learner(config(series, pretrained_weights), run, Listening()).run()
+    assert said[0].startswith("No confidence intervals: ") and "reference-detections.safetensors: missing" in said[0]
+    assert (run / "report.html").read_text() == page
 
 
 def test_a_damaged_reference_in_the_cache_is_trained_again(undisturbed, series, pretrained_weights, cache, tmp_path):

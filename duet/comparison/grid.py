@@ -180,7 +180,12 @@ def _resolved(grid: Grid, series: str, detector: str, entry: MethodEntry, seed: 
         train = {"threads": 1, **train}
     values = {"method": entry.method, "train": train, "evaluation": overlay(grid.evaluation, entry.evaluation)}
     try:
-        return resolve_config(None, options, values)
+        config = resolve_config(None, options, values)
+        if config.train.process_count > 1:
+            raise InputError(
+                "key 'train': several processes for one run; a comparison has several runs at a time instead"
+            )
+        return config
     except InputError as error:
         raise InputError(f"comparison '{grid.name}', method '{entry.label}': {error}") from error
 

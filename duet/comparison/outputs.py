@@ -8,6 +8,7 @@ from pathlib import Path
 
 from duet.comparison.grid import Cell
 from duet.comparison.records import CellRecord, cell_files
+from duet.comparison.scenes import differing_scenes
 from duet.documents import read_json
 from duet.report.compared import ComparedRun
 from duet.report.comparison import ComparedBlock, write_comparison
@@ -32,7 +33,8 @@ def write_outputs(
 ) -> list[ComparedBlock]:
     """Write the tables and compare.html; arguments as for :func:`compared_runs`."""
     today = datetime.date.today().isoformat()
-    return write_comparison(compared_runs(cells, records, out), out, name, date=today)
+    runs = compared_runs(cells, records, out)
+    return write_comparison(runs, out, name, differing_scenes(runs), today)
 
 
 def _compared(cell: Cell, record: CellRecord, run: Path) -> ComparedRun:

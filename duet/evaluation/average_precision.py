@@ -22,6 +22,7 @@ from duet.datasets.images import LabelledImage
 from duet.detectors.base import Detections
 
 MAX_DETECTIONS = 100  # per image and class, COCO's largest setting
+AREAS = [0.0, 1e10]  # of COCO's "all", in square pixels
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def class_precisions(
     if missing:
         raise ValueError(f"{missing[0]}: was not run through the detector")
     category = {name: number for number, name in enumerate(classes, start=1)}
-    truth = _ground_truth(images, category)
+    truth = coco_truth(images, category)
     found = _results(images, detections, category)
     precision = _evaluate(truth, found, len(classes), evaluator) if found else None
     counts = _counts(truth, len(classes))
@@ -77,7 +78,13 @@ def mean_precision(values: Mapping[str, ClassPrecision], classes: Sequence[str])
     return float(np.mean([item.ap50 for item in scored])), float(np.mean([item.ap50_95 for item in scored]))
 
 
-def _ground_truth(images: Sequence[LabelledImage], category: Mapping[str, int]) -> dict[str, Any]:
+def coco_truth(images: Sequence[LabelledImage], category: Mapping[str, int]) -> dict[str, Any]:
+    """The boxes in COCO's form; image ids count from 1 in the order of ``images``, ignored boxes are crowds.
+
+    Args:
+        images: the images with their boxes.
+        category: category id by class name; boxes of other classes are left out.
+    """
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(images, start=1):
         for (x1, y1, x2, y2), label, ignored in zip(image.boxes_xyxy.tolist(), image.labels, image.ignored.tolist()):
@@ -139,7 +146,7 @@ def _evaluate(truth: dict[str, Any], results: list[dict[str, Any]], classes: int
             index = COCO(truth)
         run = Evaluator(index, index.loadRes(results), "bbox")
         run.params.catIds = list(range(1, classes + 1))
-        run.params.areaRng, run.params.areaRngLbl = [[0.0, 1e10]], ["all"]
+        run.params.areaRng, run.params.areaRngLbl = [AREAS], ["all"]
         run.params.maxDets = [MAX_DETECTIONS]
         run.evaluate()
         run.accumulate()

@@ -69,6 +69,9 @@ class ComparedScene:
         ground_truth: the true boxes, of all classes.
         found: detections of each method by its label, above the score at which they are shown.
         seed: the seed of the runs that made them.
+
+    Raises:
+        ValueError: when the image has another shape or type.
     """
 
     series: str
@@ -78,3 +81,8 @@ class ComparedScene:
     ground_truth: Sequence[DrawnBox]
     found: Mapping[str, Sequence[DrawnBox]]
     seed: int
+
+    def __post_init__(self) -> None:
+        image = self.image_rgb
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise ValueError(f"scene of '{self.domain}': expected (H, W, 3) uint8, got {image.shape} {image.dtype}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, offset_copy
 
 from duet.report.comparison_noise import Estimate
 from duet.report.comparison_rows import ComparedBlock
@@ -19,6 +20,7 @@ from duet.report.figures import INK, MUTED, STYLE, light_grid, line_colour, new_
 
 MARKERS = ("o", "s", "D", "^", "v", "P")
 _MARK = 7.0  # points
+_LABEL_WIDTH = 22  # characters in a line
 _ANGLES = (0, 180, 90, 270, 45, 315, 135, 225, 22, 338, 158, 202)
 _RINGS = (8.0, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0, 92.0)
 
@@ -69,8 +71,7 @@ def overall_figure(block: ComparedBlock, size: tuple[float, float] = (6.0, 4.4))
     axes.margins(0.12)
     axes.set(xlabel="Overall", ylabel="RAI")
     light_grid(axes, "both")
-    _draw_joint(axes, block)
-    _place_labels(figure, axes, marks)
+    _place_labels(figure, axes, marks, _draw_joint(axes, block))
     return figure
 
 
@@ -108,28 +109,29 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
     )
 
 
-def _draw_joint(axes: Axes, block: ComparedBlock) -> None:
+def _draw_joint(axes: Axes, block: ComparedBlock) -> Text | None:
     joint = next((row for row in block.rows if row.kind == "joint"), None)
     overall = joint.mean("overall") if joint else None
     low, high = axes.get_xlim()
     # Far off it would only squeeze the marks.
     if overall is None or overall > high + 0.5 * (high - low):
-        return
+        return None
     axes.set_xlim(low, max(high, overall + 0.04 * (high - low)))
     axes.axvline(overall, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2.5)))
-    axes.text(
-        overall, 0.01, f"{joint.label} ", transform=axes.get_xaxis_transform(), color=MUTED, ha="right", fontsize=8
-    )
+    beside = offset_copy(axes.get_xaxis_transform(), axes.figure, x=-5, y=3, units="points")
+    return axes.text(overall, 0.0, joint.label, transform=beside, color=MUTED, ha="right", fontsize=8)
 
 
-def _place_labels(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
+def _place_labels(figure: Figure, axes: Axes, marks: Sequence[Mark], other: Text | None) -> None:
     """Put each name at the first free place around its mark: off other names, marks and error bars, inside the axes."""
     figure.draw_without_rendering()
     frame = axes.get_window_extent()
     taken = [box for mark in marks for box in _obstacles(axes, mark)]
+    if other is not None:
+        taken.append(other.get_window_extent(figure.canvas.get_renderer()))
     for mark in sorted(marks, key=lambda mark: -mark.rai.mean):
         text = axes.annotate(
-            mark.label,
+            textwrap.fill(mark.label, _LABEL_WIDTH),
             (mark.overall.mean, mark.rai.mean),
             textcoords="offset points",
             xytext=(0, 0),

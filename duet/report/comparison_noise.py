@@ -1,22 +1,21 @@
-"""How sure a mean over seeds and a difference of two methods are, from seeds and from the bootstrap over images."""
+"""The estimates of a comparison from what its runs hold: seeds, and replicates over resampled test images if any."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from scipy.stats import norm, t
 
 from duet.errors import InputError
+from duet.evaluation.difference import Basis, mean_over_seeds
+from duet.evaluation.difference import paired_difference as seeds_difference
+from duet.evaluation.intervals import REPLICATES_FILE
 
 LEVEL = 0.95
-REPLICATES_FILE = "bootstrap.safetensors"
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,18 @@ class Samples:
     values: tuple[float | None, ...]
     replicates: tuple[np.ndarray | None, ...]
 
+    def of(self, seeds: Sequence[int]) -> tuple[list[float], list[np.ndarray] | None]:
+        """Values and replicates of some seeds; None for the replicates when one of them has none or another B."""
+        places = [self.seeds.index(seed) for seed in seeds]
+        rows = [row for place in places if (row := self.replicates[place]) is not None]
+        whole = len(rows) == len(places) and len({row.shape for row in rows}) == 1
+        return [self.values[place] for place in places], rows if whole else None
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """The seeds that have a value."""
+        return tuple(seed for seed, value in zip(self.seeds, self.values) if value is not None)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -41,7 +52,7 @@ class Estimate:
     Args:
         mean: over the seeds that have a value.
         sd: standard deviation (divisor n − 1) over them; None for one seed.
-        low: lower end of the interval; None without a bootstrap over test images.
+        low: lower end of the interval (duet.evaluation.difference); None without replicates over test images.
         high: upper end.
         values: one per seed of the row, None where it has none.
     """
@@ -55,7 +66,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two methods on the seeds that both have: first minus second.
+    """The difference of two methods on the seeds that both have: first minus second (duet.evaluation.difference).
 
     Args:
         first: label of one method.
@@ -64,6 +75,7 @@ class Difference:
         mean: of the differences per seed.
         low: lower end of the interval; None when one seed and no bootstrap leave nothing to judge by.
         high: upper end.
+        basis: what the interval is made of.
         larger_than_noise: whether 0 lies outside the interval; None without one.
     """
 
@@ -73,6 +85,7 @@ class Difference:
     mean: float
     low: float | None
     high: float | None
+    basis: Basis
     larger_than_noise: bool | None
 
 
@@ -93,49 +106,24 @@ def read_replicates(folder: Path) -> Mapping[str, np.ndarray]:
 
 def estimate(samples: Samples) -> Estimate | None:
     """Mean, standard deviation and interval over seeds; None when no seed has a value."""
-    kept = [place for place, value in enumerate(samples.values) if value is not None]
-    if not kept:
+    if not samples.known:
         return None
-    values = [samples.values[place] for place in kept]
-    images = _image_variance([samples.replicates[place] for place in kept])
-    low, high = (None, None) if images is None else _interval(values, images)
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return Estimate(statistics.fmean(values), sd, low, high, samples.values)
+    values, replicates = samples.of(samples.known)
+    found = mean_over_seeds(values, replicates, LEVEL)
+    # Of the seeds alone there is the standard deviation: an interval always has the test images in it.
+    low, high = (None, None) if "images" not in found.basis else (found.low, found.high)
+    return Estimate(found.mean, found.sd, low, high, samples.values)
 
 
 def paired_difference(first: tuple[str, Samples], second: tuple[str, Samples]) -> Difference | None:
-    """First minus second on the seeds for which both have a value; None when there is no such seed.
-
-    The standard error joins the spread over seeds, s²/n, and the variance of the mean difference over the same
-    resamples of the test images; the interval is Student's with n − 1 degrees of freedom, the normal one for one seed.
-    """
-    (name, a), (other, b) = first, second
-    places = {seed: place for place, seed in enumerate(b.seeds) if b.values[place] is not None}
-    pairs = [(i, places[s]) for i, s in enumerate(a.seeds) if s in places and a.values[i] is not None]
-    if not pairs:
+    """First minus second, each a label and its samples; None when no seed has a value of both."""
+    (name, one), (other, two) = first, second
+    seeds = [seed for seed in one.known if seed in two.known]
+    if not seeds:
         return None
-    values = [a.values[i] - b.values[j] for i, j in pairs]
-    images = _image_variance([_minus(a.replicates[i], b.replicates[j]) for i, j in pairs])
-    low, high = _interval(values, images or 0.0) if len(pairs) > 1 or images is not None else (None, None)
-    larger = None if low is None else bool(low > 0 or high < 0)
-    return Difference(name, other, tuple(a.seeds[i] for i, _ in pairs), statistics.fmean(values), low, high, larger)
-
-
-def _minus(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
-    return None if first is None or second is None or first.shape != second.shape else first - second
-
-
-def _image_variance(replicates: list[np.ndarray | None]) -> float | None:
-    if any(item is None for item in replicates) or len({item.shape for item in replicates}) > 1:
-        return None
-    means = np.mean(replicates, axis=0)
-    means = means[np.isfinite(means)]
-    return float(np.var(means, ddof=1)) if len(means) > 1 else None
-
-
-def _interval(values: list[float], image_variance: float) -> tuple[float, float]:
-    count, mean = len(values), statistics.fmean(values)
-    seeds = statistics.variance(values) / count if count > 1 else 0.0
-    quantile = t.ppf(0.5 + LEVEL / 2, count - 1) if count > 1 else norm.ppf(0.5 + LEVEL / 2)
-    half = float(quantile) * math.sqrt(seeds + image_variance)
-    return mean - half, mean + half
+    (values, replicates), (others, other_replicates) = one.of(seeds), two.of(seeds)
+    if replicates and other_replicates and replicates[0].shape != other_replicates[0].shape:
+        replicates = None  # another number of resamples: they cannot be paired
+    found = seeds_difference(values, others, replicates, other_replicates, LEVEL)
+    larger = found.larger_than_noise
+    return Difference(name, other, tuple(seeds), found.mean, found.low, found.high, found.basis, larger)

@@ -28,10 +28,11 @@ from duet.report.comparison_rows import (
     ComparedRow,
     best_label,
 )
-from duet.report.comparison_tables import interval_text
-from duet.report.comparison_verdicts import Verdict, ranked, verdict_of
+from duet.report.comparison_tables import estimate_interval
+from duet.report.comparison_verdicts import Verdict, shown_rows, verdict_of
 from duet.report.drawing import class_colours, draw_truth, draw_verdict, judge, text_colour
 from duet.report.html import Picture, embedded_picture, inline_file, inline_svg, page_environment
+from duet.report.interval_rows import interval_text
 from duet.report.rows import class_list, duration, number, signed
 
 _COLUMNS = tuple(name for name in COMPARED if not name.key.endswith("_capped"))
@@ -117,13 +118,8 @@ def render_comparison(
 def table_lines(block: ComparedBlock, metric: str = "map50") -> list[Line]:
     """The lines of the sortable table: methods by falling Overall, then upper bounds, then what was published."""
     looks = looks_of(block)
-    key = "overall" if best_label(block.rivals, "overall", metric) else "mean_map"
-    lines = []
-    for rows in (block.rivals, block.upper_bounds):
-        order = ranked(rows, key, metric)
-        order += [row for row in rows if row not in order]
-        best = {name.key: best_label(rows, name.key, metric) for name in _COLUMNS} if rows == block.rivals else {}
-        lines += [_line(row, looks[row.label].colour, best, metric) for row in order]
+    best = {name.key: best_label(block.rivals, name.key, metric) for name in _COLUMNS}
+    lines = [_line(row, looks[row.label].colour, best, metric) for row in shown_rows(block, metric)]
     if metric == "map50":  # the papers print mAP at IoU 0.5 only
         lines += _published_lines(block)
     return lines
@@ -162,7 +158,7 @@ def _block(block: ComparedBlock, scenes: Sequence[ComparedScene], place: int) ->
         "plots": _plots(block, place),
         "bars": _bars(verdict.differences),
         "zero": _scale(verdict.differences)[2],
-        "looks": [look for look in looks_of(block).values() if _drawn(block, look.label)],
+        "looks": [looks_of(block)[row.label] for row in shown_rows(block) if row.kind != "joint" and row.finished],
         "curves": [("own", class_panels(block, True)), ("other", class_panels(block, False))],
         "ticks": axis_ticks(len(tasks)) if len(tasks) > 1 else [],
         "heat_maps": heat_maps(block),
@@ -184,7 +180,8 @@ def _block(block: ComparedBlock, scenes: Sequence[ComparedScene], place: int) ->
 def _line(row: ComparedRow, colour: str, best: Mapping[str, str | None], metric: str) -> Line:
     total = len(row.finished) + len(row.failed) + len(row.pending)
     done = len(row.finished)
-    cells = tuple(_cell(row, name.key, metric, best.get(name.key) == row.label) for name in _COLUMNS)
+    rival = row.kind == "method"
+    cells = tuple(_cell(row, name.key, metric, rival and best[name.key] == row.label) for name in _COLUMNS)
     seeds = str(done) if done == total else f"{done} of {total}"
     return Line(row.label, row.kind, KIND_NOTES[row.kind], seeds, done, colour, cells)
 
@@ -198,7 +195,7 @@ def _cell(row: ComparedRow, key: str, metric: str, best: bool) -> Cell:
     spread = "" if found.sd is None else f"± {show(found.sd)}"
     if known < len(found.values):
         spread += f" ({known} of {len(found.values)} seeds)"
-    return Cell(found.mean, _minus(show(found.mean)), spread, _minus(interval_text(found)), best, key in _METERS)
+    return Cell(found.mean, _minus(show(found.mean)), spread, _minus(estimate_interval(found)), best, key in _METERS)
 
 
 def _published_lines(block: ComparedBlock) -> list[Line]:
@@ -246,7 +243,7 @@ def _bars(differences: Sequence[Difference]) -> list[Bar]:
         known = item.low is not None and item.high is not None
         left = percent(item.low) if known else None
         width = round(percent(item.high) - percent(item.low), 2) if known else 0.0
-        interval = _minus(f"[{number(item.low)}, {number(item.high)}]") if known else ""
+        interval = _minus(interval_text((item.low, item.high))) if known else ""
         bars.append(Bar(item.second, item, interval, percent(item.mean), left, width))
     return bars
 
@@ -262,10 +259,6 @@ def _scale(differences: Sequence[Difference]) -> tuple[float, float, float]:
 
 def _minus(text: str) -> str:
     return text.replace("-", "−")
-
-
-def _drawn(block: ComparedBlock, label: str) -> bool:
-    return any(row.label == label and row.kind != "joint" and row.finished for row in block.rows)
 
 
 def _has_intervals(block: ComparedBlock) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from duet.report.comparison_rows import ComparedBlock, ComparedRow
+from duet.report.comparison_verdicts import shown_rows
 from duet.report.figures import line_colour
 from duet.report.html import flat_settings
 from duet.report.rows import grid_values
@@ -124,7 +125,7 @@ def heat_maps(block: ComparedBlock) -> list[HeatMap]:
         return []
     tasks, domains = sample["series"]["tasks"], sample["series"]["domains"]
     maps = []
-    for row in block.rows:
+    for row in shown_rows(block):
         grids = [grid_values(results["stages"][-1]) for results in row.results]
         if not any(grids):
             continue
@@ -144,7 +145,7 @@ def fate_bars(block: ComparedBlock, own: bool) -> list[FateBar]:
         own: in the classes' own domains, or in all others together.
     """
     bars = []
-    for row in block.rows:
+    for row in shown_rows(block):
         cells = [cell for results in row.results for cell in _old_cells(results, own)]
         boxes = sum(cell["boxes"] for cell in cells)
         if boxes:
@@ -180,7 +181,7 @@ def _panel(
 ) -> ClassPanel:
     count = len(block.sample["series"]["tasks"])
     curves, joint = [], None
-    for row in block.rows:
+    for row in reversed(shown_rows(block)):  # the leader last, on top of the others
         if row.kind == "joint":
             joint = _class_mean(row, 0, name, where)
             continue

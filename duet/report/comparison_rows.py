@@ -13,7 +13,7 @@ from duet.report.comparison_noise import Estimate, Samples, estimate, read_repli
 from duet.report.published import PublishedRow, published_rows
 from duet.report.rows import INDEX_NAMES, MEAN_MAP, IndexName, index_value
 
-Kind = Literal["method", "exemplars", "individual", "joint"]
+Kind = Literal["method", "exemplars", "committee", "joint"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 SIGN_CONFLICT = IndexName(
@@ -25,7 +25,7 @@ LOWER_IS_BETTER = frozenset({"forgetting", "sign_conflict", "train_seconds"})
 KIND_NOTES: Mapping[Kind, str] = {
     "method": "",
     "exemplars": "keeps old images",
-    "individual": "one detector per task",
+    "committee": "one detector per task",
     "joint": "all images at once",
 }
 
@@ -37,7 +37,7 @@ class ComparedRow:
     Args:
         label: the method's name in the grid.
         kind: ``method``, or why it is no rival of the others: it keeps old images (``exemplars``), is one detector
-            per task (``individual``), or saw everything at once (``joint``).
+            per task (``committee``), or saw everything at once (``joint``).
         finished: its finished runs by rising seed; the order of every estimate's values.
         failed: its failed runs by rising seed.
         pending: seeds that have not run yet.
@@ -193,7 +193,7 @@ def _kind(runs: Sequence[ComparedRun], finished: Sequence[ComparedRun]) -> Kind:
     if any(_is_joint(run) for run in finished):
         return "joint"
     settings = [((run.results or {}).get("settings") or {}).get("method") for run in finished]
-    return "individual" if any(isinstance(item, Mapping) and item.get("individual") for item in settings) else "method"
+    return "committee" if any(isinstance(item, Mapping) and item.get("committee") for item in settings) else "method"
 
 
 def _is_joint(run: ComparedRun) -> bool:

@@ -13,6 +13,7 @@ from rich.table import Table
 from duet.report.comparison_noise import Estimate
 from duet.report.comparison_rows import COMPARED, KIND_NOTES, METRICS, ComparedBlock, ComparedRow, best_label
 from duet.report.comparison_verdicts import verdict_of
+from duet.report.interval_rows import interval_text
 from duet.report.rows import ABSENT, IndexName, duration, number
 from duet.report.tables import titled_table
 
@@ -71,9 +72,9 @@ def spread_text(found: Estimate | None, name: IndexName) -> str:
     return text if known == len(found.values) else f"{text} ({known} of {len(found.values)} seeds)"
 
 
-def interval_text(found: Estimate | None) -> str:
+def estimate_interval(found: Estimate | None) -> str:
     """Such as ``[0.490, 0.534]``; empty without an interval."""
-    return "" if found is None or found.low is None else f"[{number(found.low)}, {number(found.high)}]"
+    return "" if found is None or found.low is None or found.high is None else interval_text((found.low, found.high))
 
 
 def failure_lines(block: ComparedBlock) -> list[str]:
@@ -93,25 +94,27 @@ def block_title(block: ComparedBlock) -> str:
 
 def _terminal_block(block: ComparedBlock) -> Group:
     table = titled_table(block_title(block))
+    table.collapse_padding = True
     table.add_column("Method", overflow="fold")
     table.add_column("Seeds", justify="right")
     for name in COLUMNS:
-        table.add_column(name.title, justify="right", no_wrap=True)
+        table.add_column(name.title, justify="right", overflow="fold", min_width=6)
     _add_rows(table, block.rivals, {name.key: best_label(block.rivals, name.key) for name in COLUMNS})
     table.add_section()
     _add_rows(table, block.upper_bounds, {})
+    table.caption = escape(" · ".join(f"{row.label}: {KIND_NOTES[row.kind]}" for row in block.upper_bounds)) or None
     failures = [f"[red]{escape(line)}[/]" for line in failure_lines(block)]
     return Group(table, *failures, escape(verdict_of(block).sentence), "")
 
 
 def _add_rows(table: Table, rows: Sequence[ComparedRow], best: Mapping[str, str | None]) -> None:
     for row in rows:
-        note = f" [dim]{KIND_NOTES[row.kind]}[/]" if KIND_NOTES[row.kind] else ""
         cells = []
         for name in COLUMNS:
-            text = spread_text(row.indices["map50"][name.key], name)
+            # In a narrow terminal the spread moves as a whole to a line of its own.
+            text = spread_text(row.indices["map50"][name.key], name).replace("± ", "±")
             cells.append(f"[bold]{text}[/]" if best.get(name.key) == row.label else text)
-        table.add_row(escape(row.label) + note, _seeds(row), *cells)
+        table.add_row(escape(row.label), _seeds(row), *cells)
 
 
 def _seeds(row: ComparedRow) -> str:
@@ -150,7 +153,7 @@ def _markdown_block(block: ComparedBlock) -> str:
             found = row.indices["map50"][name.key]
             text = spread_text(found, name)
             text = f"**{text}**" if best[name.key] == row.label and row.kind == "method" else text
-            interval = interval_text(found)
+            interval = estimate_interval(found)
             cells.append(f"{text} {interval}" if interval else text)
         note = f" ({KIND_NOTES[row.kind]})" if KIND_NOTES[row.kind] else ""
         lines.append(f"| {_markdown(row.label)}{note} | {_seeds(row)} | {' | '.join(cells)} |")

@@ -24,17 +24,19 @@ class Verdict:
         leader: the exemplar-free method with the best mean; None when no run has finished.
         differences: the leader minus every other exemplar-free method, by falling mean of the other.
         judgement: which differences are larger than the noise, a sentence of its own.
+        alone: whether there is no other method that it could be held against.
     """
 
     index: IndexName
     leader: ComparedRow | None
     differences: tuple[Difference, ...]
     judgement: str
+    alone: bool = False
 
     @property
     def sentence(self) -> str:
         """The closing sentence: who leads, and what the lead is worth."""
-        if self.leader is None:
+        if self.leader is None or self.alone:
             return self.judgement
         return f"In {self.index.title}, {self.leader.label} leads. {self.judgement}"
 
@@ -52,6 +54,12 @@ def verdict_of(block: ComparedBlock, metric: Metric = "map50") -> Verdict:
     leader, others = rows[0], rows[1:]
     found = [_difference(leader, other, index.key, metric) for other in others]
     differences = tuple(item for item in found if item is not None)
+    if not others:
+        text = f"{leader.label} is the only exemplar-free method that has finished: there is nothing to compare."
+        return Verdict(index, leader, (), text, alone=True)
+    if not differences:
+        none = "It shares no seed with another exemplar-free method: there is nothing to compare."
+        return Verdict(index, leader, (), none)
     return Verdict(index, leader, differences, _judgement(differences))
 
 
@@ -60,6 +68,16 @@ def ranked(rows: Sequence[ComparedRow], key: str, metric: Metric = "map50") -> l
     sign = 1 if key in LOWER_IS_BETTER else -1
     known = [row for row in rows if row.mean(key, metric) is not None]
     return sorted(known, key=lambda row: sign * row.mean(key, metric))
+
+
+def shown_rows(block: ComparedBlock, metric: Metric = "map50") -> list[ComparedRow]:
+    """The order of the page: exemplar-free methods by falling Overall (or mean mAP), then the upper bounds alike."""
+    key = "overall" if best_label(block.rivals, "overall", metric) else MEAN_MAP.key
+    shown = []
+    for rows in (block.rivals, block.upper_bounds):
+        order = ranked(rows, key, metric)
+        shown += [*order, *(row for row in rows if row not in order)]
+    return shown
 
 
 def all_differences(block: ComparedBlock, metric: Metric = "map50") -> list[tuple[str, Difference]]:
@@ -79,8 +97,6 @@ def _difference(first: ComparedRow, second: ComparedRow, key: str, metric: Metri
 
 
 def _judgement(differences: Sequence[Difference]) -> str:
-    if not differences:
-        return "There is no other exemplar-free method to hold it against."
     clear = [item for item in differences if item.larger_than_noise]
     noise = [item for item in differences if item.larger_than_noise is False]
     unknown = [item for item in differences if item.larger_than_noise is None]

@@ -17,6 +17,7 @@ from PIL import Image
 from duet.report import plots
 from duet.report.drawing import DrawnBox, ScenePanel, class_colours, draw_truth, draw_verdict, judge, text_colour
 from duet.report.figures import to_svg
+from duet.report.interval_rows import index_interval, interval_lines, interval_text
 from duet.report.published import published_rows
 from duet.report.rows import (
     INDEX_NAMES,
@@ -126,6 +127,7 @@ def _measurements(results: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "published": published_rows(results),
         "skipped": skipped_lines(results),
+        "intervals": interval_lines(results),
         "own_images": ((results.get("settings") or {}).get("evaluation") or {}).get("drop_images_without_class", False),
         "few_boxes": few_boxes_lines(results),
         "slices": [(titles[stage["task"]], slice_rows(results, stage["task"])) for stage in stages],
@@ -162,7 +164,11 @@ def inline_svg(name: str, figure: Figure | None, description: str) -> Markup | N
 def _index_line(results: Mapping[str, Any], name: IndexName) -> dict[str, Any]:
     values = {metric: index_value(results, name.key, metric) for metric in ("map50", "map50_95")}
     capped = index_value(results, f"{name.key}_capped", "map50")
-    return {"name": name, **values, "capped": capped}
+    ends = {
+        f"{metric}_interval": interval_text(index_interval(results, name.key, metric))
+        for metric in ("map50", "map50_95")
+    }
+    return {"name": name, **values, **ends, "capped": capped}
 
 
 def _scenes(results: Mapping[str, Any], scenes: Sequence[ScenePanel]) -> list[tuple[str, list[list[Picture]]]]:

@@ -27,10 +27,14 @@ def scene_panels(
     for domain, images in tests.items():
         for image, before, after in zip(images[:count], first[domain], final[domain]):
             pixels = read_bgr(image.path)[..., ::-1]
-            scored = image.chosen(~image.ignored)
-            truth = [DrawnBox(tuple(box), label, None) for box, label in zip(scored.boxes_xyxy.tolist(), scored.labels)]
-            panels.append(ScenePanel(domain, pixels, truth, _drawn(before), _drawn(after)))
+            panels.append(ScenePanel(domain, pixels, true_boxes(image), _drawn(before), _drawn(after)))
     return panels
+
+
+def true_boxes(image: LabelledImage) -> list[DrawnBox]:
+    """The boxes that evaluation counts, without difficult and crowd ones."""
+    scored = image.chosen(~image.ignored)
+    return [DrawnBox(tuple(box), label, None) for box, label in zip(scored.boxes_xyxy.tolist(), scored.labels)]
 
 
 def _drawn(found: Mapping[str, Any]) -> list[DrawnBox]:

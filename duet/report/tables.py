@@ -11,6 +11,16 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from duet.report.interval_rows import (
+    Interval,
+    entry_interval,
+    has_intervals,
+    index_interval,
+    interval_lines,
+    interval_text,
+    interval_title,
+    term_interval,
+)
 from duet.report.rows import (
     INDEX_NAMES,
     MEAN_MAP,
@@ -31,7 +41,7 @@ from duet.report.rows import (
 )
 
 _ROLE_STYLE = {"new": "green", "old": "yellow", "unseen": "cyan"}
-_CSV_COLUMNS = ("stage", "kind", "role", "domain", "classes", "metric", "value")
+_CSV_COLUMNS = ("stage", "kind", "role", "domain", "classes", "metric", "value", "low", "high")
 
 
 def stage_table(results: Mapping[str, Any], task: int) -> Table:
@@ -88,21 +98,24 @@ def grid_table(results: Mapping[str, Any], task: int | None = None) -> Table:
 def indices_table(results: Mapping[str, Any]) -> Table:
     """Every index for mAP50 and mAP50-95, the mean mAP over the grid, and the sign-conflict rate of each merge.
 
-    Ratios are shares of a reference (1 = as good as it); forgetting, BWT, FWT and the mean are in mAP. Terms that
-    were left out of a mean stand below the table.
+    Ratios are shares of a reference (1 = as good as it); forgetting, BWT, FWT and the mean are in mAP. Beside each
+    stands its interval, where the results hold intervals. Terms that were left out of a mean stand below the table.
     """
     table = titled_table(_indices_title(results))
     table.add_column("Index", no_wrap=True)
-    table.add_column("mAP50", justify="right", no_wrap=True)
-    table.add_column("mAP50-95", justify="right", no_wrap=True)
+    for title in ("mAP50", "mAP50-95"):
+        table.add_column(title, justify="right", no_wrap=True)
+        if has_intervals(results):
+            table.add_column(interval_title(results), style="dim", no_wrap=True)
     table.add_column("Unit", style="dim", no_wrap=True)
     for name in (*INDEX_NAMES, MEAN_MAP):
-        values = [number(index_value(results, name.key, metric)) for metric in ("map50", "map50_95")]
+        cells = [cell for metric in ("map50", "map50_95") for cell in _index_cells(results, name.key, metric)]
         style = "bold" if name.key in ("overall", "rai", "ni") else ""
-        table.add_row(name.title, *values, "ratio" if name.ratio else "mAP", style=style)
+        table.add_row(name.title, *cells, "ratio" if name.ratio else "mAP", style=style)
     for task, rate in sign_conflict_rates(results):
-        table.add_row(f"Sign conflict, task {task}", number(rate), "", "share")
-    table.caption = escape("\n".join(skipped_lines(results))) or None
+        gap = [""] * (len(table.columns) - 3)
+        table.add_row(f"Sign conflict, task {task}", number(rate), *gap, "share")
+    table.caption = escape("\n".join([*interval_lines(results), *skipped_lines(results)])) or None
     return table
 
 
@@ -111,14 +124,14 @@ def results_csv(results: Mapping[str, Any]) -> str:
 
     Columns: ``stage``, ``kind`` (slice, grid, merge, term, index), ``role`` (of a slice; ri or gi of a term; the
     index's key), ``domain``, ``classes`` (joined by ``|``), ``metric`` (map50, map50_95, images, boxes,
-    sign_conflict_rate; for terms and indices the mAP they are made of), ``value``. The stage of an index is the
-    last one.
+    sign_conflict_rate; for terms and indices the mAP they are made of), ``value``, ``low`` and ``high`` (the ends of
+    its interval; empty without). The stage of an index is the last one.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
-    for stage in results["stages"]:
-        writer.writerows(_stage_lines(stage))
+    for place in range(len(results["stages"])):
+        writer.writerows(_stage_lines(results, place))
     for metric in ("map50", "map50_95"):
         writer.writerows(_index_lines(results, metric))
     return text.getvalue()
@@ -159,14 +172,22 @@ def _indices_title(results: Mapping[str, Any]) -> str:
     return f"{names} · reference {reference}{state}"
 
 
-def _stage_lines(stage: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+def _index_cells(results: Mapping[str, Any], key: str, metric: str) -> list[str]:
+    value = number(index_value(results, key, metric))
+    return [value, escape(interval_text(index_interval(results, key, metric)))] if has_intervals(results) else [value]
+
+
+def _stage_lines(results: Mapping[str, Any], place: int) -> Iterator[tuple[Any, ...]]:
+    stage = results["stages"][place]
     task = stage["task"]
-    for item in stage["slices"]:
+    for row, item in enumerate(stage["slices"]):
         for metric in ("map50", "map50_95", "images", "boxes"):
-            yield _line(task, "slice", item["role"], item, metric, item.get(metric))
-    for cell in stage.get("grid") or ():
+            ends = entry_interval(results, place, "slices", row, metric)
+            yield _line(task, "slice", item["role"], item, metric, item.get(metric), ends)
+    for row, cell in enumerate(stage.get("grid") or ()):
         for metric in ("map50", "map50_95"):
-            yield _line(task, "grid", "", cell, metric, cell[metric])
+            ends = entry_interval(results, place, "grid", row, metric)
+            yield _line(task, "grid", "", cell, metric, cell[metric], ends)
     if stage.get("merge"):
         yield _line(task, "merge", "", {}, "sign_conflict_rate", stage["merge"].get("sign_conflict_rate"))
 
@@ -174,12 +195,17 @@ def _stage_lines(stage: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 def _index_lines(results: Mapping[str, Any], metric: str) -> Iterator[tuple[Any, ...]]:
     block, last = index_block(results, metric), results["stages"][-1]["task"]
     for key in ("ri", "gi"):
-        for term in block.get(key) or ():
-            yield _line(term["task"], "term", key, term, metric, term["value"])
+        for place, term in enumerate(block.get(key) or ()):
+            ends = term_interval(results, key, metric, place)
+            yield _line(term["task"], "term", key, term, metric, term["value"], ends)
     for name in (*INDEX_NAMES, MEAN_MAP):
-        yield _line(last, "index", name.key, {}, metric, index_value(results, name.key, metric))
+        ends = index_interval(results, name.key, metric)
+        yield _line(last, "index", name.key, {}, metric, index_value(results, name.key, metric), ends)
 
 
-def _line(task: int, kind: str, role: str, item: Mapping[str, Any], metric: str, value: Any) -> tuple[Any, ...]:
+def _line(
+    task: int, kind: str, role: str, item: Mapping[str, Any], metric: str, value: Any, ends: Interval = None
+) -> tuple[Any, ...]:
     classes = "|".join(item.get("classes", ()))
-    return task, kind, role, item.get("domain", ""), classes, metric, "" if value is None else value
+    shown = "" if value is None else value
+    return task, kind, role, item.get("domain", ""), classes, metric, shown, *(ends or ("", ""))

@@ -144,6 +144,55 @@ def test_zero_reference_is_no_division_and_is_reported():
     }
 
 
+def test_zero_of_the_joint_model_leaves_overall_alone():
+    results = three_tasks()
+    for domain, classes in (("X", ["d"]), ("Z", ["a"])):
+        cells = results["reference"]["grid"]
+        next(c for c in cells if (c["domain"], c["classes"]) == (domain, classes))["map50"] = 0.0
+    indices = compute_indices(results, "map50")
+    rest = [0.64 / 0.95, 0.31 / 0.85, 0.43 / 0.87, 0.49 / 0.90, 0.26 / 0.83, 0.28 / 0.82, 0.62 / 0.77]
+    assert indices.overall == pytest.approx(sum(rest) / 7)
+    assert reasons(indices) == {
+        ("overall", 3, "X", ("d",)): "joint model's mAP is 0",
+        ("overall", 3, "Z", ("a",)): "joint model's mAP is 0",
+    }
+    untouched = compute_indices(three_tasks(), "map50")
+    assert (indices.rai, indices.ni) == (untouched.rai, untouched.ni)
+
+
+def test_every_reference_zero_is_no_index_rather_than_zero_or_infinite():
+    results = three_tasks()
+    for item in (*results["reference"]["slices"], *results["reference"]["grid"]):
+        item["map50"] = 0.0
+    indices = compute_indices(results, "map50")
+    assert (indices.avg_gi, indices.avg_gi_capped, indices.rai, indices.rai_capped) == (None,) * 4
+    assert (indices.ni, indices.overall) == (None, None)
+    assert indices.avg_ri == pytest.approx(0.75)
+    assert len(indices.skipped) == 5 + 2 + 9
+
+
+def test_new_classes_and_overall_may_be_above_one_and_are_not_capped():
+    results = three_tasks()
+    slice_of(results, 2, "Y", ["b", "c"])["map50"] = 0.99  # 1.1 of the reference
+    results["stages"][2]["grid"][8]["map50"] = 0.924  # Z[d]: 1.2 of the joint model
+    indices = compute_indices(results, "map50")
+    assert indices.ni == pytest.approx((1.1 + 0.62 / 0.77) / 2)
+    overall = [0.64 / 0.95, 0.31 / 0.85, 0.22 / 0.81, 0.43 / 0.87, 0.49 / 0.90, 0.26 / 0.83, 0.24 / 0.78]
+    assert indices.overall == pytest.approx((sum(overall) + 0.28 / 0.82 + 1.2) / 9)
+
+
+def test_task_whose_classes_are_missing_from_its_own_test_split():
+    results = three_tasks()
+    slice_of(results, 1, "X", ["a"])["map50"] = None
+    for stage in (2, 3):
+        slice_of(results, stage, "X", ["a"])["map50"] = None
+    indices = compute_indices(results, "map50")
+    assert [term.value for term in indices.ri] == [None, pytest.approx(0.49 / 0.70)]
+    assert indices.avg_ri == pytest.approx(0.70)
+    assert indices.forgetting == pytest.approx(0.70 - 0.49)
+    assert indices.bwt == pytest.approx(0.49 - 0.70)
+
+
 def test_a_measured_zero_is_a_zero():
     results = three_tasks()
     for domain, classes in (("X", ["a"]), ("Y", ["b", "c"])):

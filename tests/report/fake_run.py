@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 
-from duet.evaluation.indices import compute_indices
+from duet.evaluation.indices import compute_indices, mean_map
 from duet.report.drawing import DrawnBox, ScenePanel
 from duet.series import Series, Task
 
@@ -20,6 +20,8 @@ ODD_TASKS = (
     Task("Straße & Büro", ("Füßgänger", "<b>bus</b>", "traffic light")),
     Task("雪", ("自転車", "$x^2$ & y")),
 )
+PARTS = ("slices", "grid")
+SCALARS = (*("overall", "rai", "rai_capped", "ni", "avg_ri", "avg_gi", "avg_gi_capped", "forgetting", "bwt", "fwt"),)
 BLOCKS = [f"model.{block}.{part}.conv" for block in range(23) for part in ("cv1", "cv2", "m.0.cv1")]
 
 
@@ -231,4 +233,27 @@ def make_odd_results():
                 item["map50"] = item["map50_95"] = None
     results["stages"][1]["merge"]["sign_conflict_rate"] = None
     results["indices"] = {metric: compute_indices(results, metric).to_dict() for metric in ("map50", "map50_95")}
+    return results
+
+
+def add_intervals(results, half=0.02, absent=None):
+    """Intervals around every value, as a bootstrap would give them: value − half to value + 2 · half."""
+
+    def ends(value):
+        return None if value is None else [value - half, value + 2 * half]
+
+    def block(metric):
+        indices = {name: ends(value) for name, value in results["indices"][metric].items() if name in SCALARS}
+        terms = {key: [ends(t["value"]) for t in results["indices"][metric][key] or ()] for key in ("ri", "gi")}
+        return indices | terms | {"mean_map": ends(mean_map(results, metric))}
+
+    results["intervals"] = {
+        **{"resamples": 1000, "level": 0.95, "seed": 0},
+        "indices": {metric: block(metric) for metric in ("map50", "map50_95")},
+        "absent": {"map50": absent or {}, "map50_95": {}},
+        "stages": [
+            {part: [{m: ends(item[m]) for m in ("map50", "map50_95")} for item in stage[part]] for part in PARTS}
+            for stage in results["stages"]
+        ],
+    }
     return results

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_run import ODD_TASKS, TASKS, make_joint_results, make_odd_results, make_results, make_scenes
+from fake_run import ODD_TASKS, TASKS, add_intervals, make_joint_results, make_odd_results, make_results, make_scenes
 from PIL import Image
 
 from duet.report.drawing import DrawnBox, ScenePanel
@@ -51,7 +51,7 @@ class Page(HTMLParser):
         assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_data(self, data):
-        if "style" in self.open:
+        if "style" in self.open or "script" in self.open:
             return
         self.text.append(data)
         if {"td", "th"} & set(self.open):
@@ -230,3 +230,15 @@ def test_failed_report_leaves_the_old_one(small, tmp_path):
 def test_results_are_not_changed(rendered):
     assert rendered["full"][0] == make_results()
     assert rendered["odd"][0] == make_odd_results()
+
+
+def test_intervals_stand_on_the_tiles_and_beside_every_index(small):
+    assert "interval" not in render_report(small, []).split("</style>")[1].lower()
+    overall = small["indices"]["map50"]["overall"]
+    text = render_report(add_intervals(small), [])
+    rows = {row[0]: row for row in Page(text).rows if row}
+    interval = f"[{overall - 0.02:.3f}, {overall + 0.04:.3f}]"
+    assert rows["Overall"][1] == f"{overall:.3f} {interval}"
+    assert f'<p class="interval">{interval}</p>' in text
+    assert text.count('<p class="interval">') == 1  # one task has no other index
+    assert "95 %, from 1000 resamples of the test images" in text

@@ -5,7 +5,7 @@ import io
 import re
 
 import pytest
-from fake_run import make_results
+from fake_run import add_intervals, make_results
 from rich.console import Console
 
 from duet.report.tables import grid_table, indices_table, results_csv, stage_table
@@ -134,10 +134,10 @@ def test_small_negative_zero_is_printed_as_zero(results):
 
 def test_csv_is_tidy_and_complete(results):
     lines = csv_lines(results)
-    assert list(lines[0]) == ["stage", "kind", "role", "domain", "classes", "metric", "value"]
+    assert list(lines[0]) == ["stage", "kind", "role", "domain", "classes", "metric", "value", "low", "high"]
     assert {
         **{"stage": "2", "kind": "slice", "role": "old", "domain": "clear", "classes": "0|1|2"},
-        **{"metric": "map50", "value": "0.8239"},
+        **{"metric": "map50", "value": "0.8239", "low": "", "high": ""},
     } in lines
     slices = [line for line in lines if line["kind"] == "slice"]
     assert len(slices) == (1 + 4 + 6 + 8) * 4
@@ -163,3 +163,35 @@ def test_csv_of_a_joint_run_and_of_one_task(joint_results):
     roles = {line["role"] for line in csv_lines(joint_results) if line["kind"] == "index" and line["value"]}
     assert roles == {"overall", "mean_map"}
     assert {line["stage"] for line in csv_lines(make_results(stages=1))} == {"1"}
+
+
+def test_intervals_stand_beside_the_indices(results):
+    plain = rows_of(indices_table(results))
+    overall = results["indices"]["map50"]["overall"]
+    results["indices"]["map50"]["bwt"] = -0.1
+    lines = rows_of(indices_table(add_intervals(results, absent={"ni": 7})))
+    assert lines[1] == ["Index", "mAP50", "95 %", "mAP50-95", "95 %", "Unit"]
+    assert plain[1] == ["Index", "mAP50", "mAP50-95", "Unit"]
+    row = next(line for line in lines if line[0] == "Overall")
+    assert row[1:3] == [f"{overall:.3f}", f"[{overall - 0.02:.3f}, {overall + 0.04:.3f}]"]
+    assert next(line for line in lines if line[0] == "BWT")[2] == "[-0.120, -0.060]"
+    assert next(line for line in lines if line[0] == "Mean mAP")[2].startswith("[0.")
+    assert next(line for line in lines if line[0] == "Sign conflict, task 2")[1:] == ["0.410", "share"]
+    text = " ".join(text_of(indices_table(results)).split())
+    assert "95 %, from 1000 resamples of the test images" in text
+    assert "NI: 7 of 1000 resamples have no value and are not in its interval." in text
+
+
+def test_an_index_without_a_value_has_no_interval(joint_results):
+    lines = rows_of(indices_table(add_intervals(joint_results)))
+    assert next(line for line in lines if line[0] == "RAI") == ["RAI", "–", "–", "ratio"]
+
+
+def test_csv_has_both_ends_of_every_interval(results):
+    lines = csv_lines(add_intervals(results))
+    for line in lines:
+        if line["metric"] in ("images", "boxes", "sign_conflict_rate"):
+            assert (line["low"], line["high"]) == ("", "")
+        else:
+            assert float(line["low"]) == pytest.approx(float(line["value"]) - 0.02)
+            assert float(line["high"]) == pytest.approx(float(line["value"]) + 0.04)
