@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from duet.config import MethodSettings, RunConfig, Section, TrainSettings, validate
+from duet.detectors.archives import archive_is_whole
 from duet.detectors.base import Detector, DomainStatistics
 from duet.detectors.families import load_pretrained, read_stored, restore_detector, store_detector
 from duet.documents import read_json
@@ -138,7 +139,7 @@ def write_artefact(folder: Path, artefact: Artefact) -> None:
     extra = {RECORD_KEY: json.dumps(plain, ensure_ascii=False, allow_nan=False)}
     beside = {f"{name}.{key}": value for name in BESIDE for key, value in getattr(artefact, name).items()}
     store_detector(detector, folder / "detector.safetensors", beside, extra)
-    write_atomic(folder / "detector.pt", detector.save_checkpoint)
+    write_atomic(folder / "detector.pt", detector.save_checkpoint, archive_is_whole)
     write_text(folder / "MODEL_CARD.md", model_card(plain))
     hashes = {name: sha256_of(folder / name) for name in FILES}
     write_json(folder / "detector.json", {**plain, "sha256": hashes})
@@ -153,18 +154,19 @@ def artefact_is_whole(folder: Path) -> bool:
         return False
 
 
-def open_artefact(path: Path) -> Artefact:
+def open_artefact(path: Path, trust: bool = False) -> Artefact:
     """Open a deployed detector for its next update.
 
     Args:
         path: a folder with ``detector.safetensors``, that file, ``detector.pt`` beside it, or any plain checkpoint.
+        trust: open a checkpoint that could run code.
 
     Raises:
         InputError: when a file is missing, damaged, or is not what its record says.
     """
     path = _tensors_of(path)
     if path.suffix != ".safetensors":
-        return Artefact(load_pretrained(str(path)), None)
+        return Artefact(load_pretrained(str(path), trust), None)
     stored = read_stored(path)
     if RECORD_KEY not in stored.header:
         return Artefact(restore_detector(path), None)

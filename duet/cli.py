@@ -14,11 +14,13 @@ from rich.console import Console
 
 from duet.compare_command import compare
 from duet.data_command import data
-from duet.errors import InputError
+from duet.disk import disk_error
+from duet.errors import InputError, TrainingStopped
 from duet.evaluate_command import evaluate
 from duet.export_command import export
 from duet.inspect_command import inspect
 from duet.merge_command import merge
+from duet.options import TrustOption
 from duet.predict_command import predict
 from duet.update_command import update
 
@@ -68,6 +70,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/SERIES-METHOD-SEED by default.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that the series' relative paths start from.")] = None,
     set_: SetOption = None,
+    trust: TrustOption = False,
 ) -> None:
     """Train a series task after task and report what was kept and what was learned.
 
@@ -94,7 +97,7 @@ def train(
 
     def run() -> Any:
         with ConsoleMonitor() as monitor:
-            return Learner(resolved, folder, monitor).run()
+            return Learner(resolved, folder, monitor, trust).run()
 
     try:
         if processes.lead(resolved.train, run) is None:
@@ -171,9 +174,14 @@ def main(command: str | None = None) -> None:
         _run(arguments)
     except InputError as error:
         _fail(str(error), 2)
+    except TrainingStopped as error:
+        _fail(str(error), 1)
     except (RuntimeError, ValueError, OSError) as error:
         if os.environ.get("DUET_TRACEBACK"):
             raise
+        explained = disk_error(error, Path(getattr(error, "filename", None) or "output"))
+        if explained is not None:
+            _fail(str(explained), 1)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         _fail(f"{lines[0] if lines else type(error).__name__} (DUET_TRACEBACK=1 shows where)", 1)
 

@@ -22,7 +22,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: naming file and line when it cannot be read, is too large or too deep, or is no mapping.
     """
-    values = parse_yaml(_bytes(path, MOST_YAML_BYTES), str(path))
+    values = parse_yaml(read_bytes(path, MOST_YAML_BYTES), str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -36,7 +36,7 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: naming the file when it cannot be read or is too large or deep, and the line when it is not JSON.
     """
-    return parse_json(_bytes(path, MOST_JSON_BYTES), str(path))
+    return parse_json(read_bytes(path, MOST_JSON_BYTES), str(path))
 
 
 def parse_yaml(data: bytes | str, where: str) -> Any:
@@ -86,7 +86,16 @@ def parse_json(data: bytes | str, where: str) -> Any:
         raise InputError(f"{where}: not JSON: {error}") from error
 
 
-def _bytes(path: Path, most: int) -> bytes:
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: the file.
+        most: the largest size in bytes that is read.
+
+    Raises:
+        InputError: when it cannot be read or is larger.
+    """
     try:
         size = path.stat().st_size
         if size > most:

@@ -10,6 +10,22 @@ class InputError(ValueError):
     """Something that the user gave is wrong; the message says what, where, and what was expected."""
 
 
+class TrainingStopped(RuntimeError):
+    """A training or a merge that went wrong by its numbers.
+
+    Args:
+        what: what went wrong, a part of a sentence.
+        option: an option of ``--set`` that may help.
+    """
+
+    def __init__(self, what: str, option: str) -> None:
+        super().__init__(what)
+        self.option = option
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.option)  # it travels between processes
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a refusal: `` (did you mean 'epochs'?)``, or the list of what is known.
 

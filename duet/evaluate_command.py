@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from duet.errors import InputError
+from duet.options import TrustOption
 
 
 def evaluate(
@@ -23,6 +24,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Evaluation settings, e.g. evaluation.iou=0.6."),
     ] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Score a detector on the test pictures of every domain of a series; nothing is trained."""
     from duet.config import EvaluationSettings, overlay, parse_assignments, validate
@@ -39,7 +41,7 @@ def evaluate(
     asked = overlay(find_series(series, root).section.evaluation, given.get("evaluation", {}))
     settings = validate(EvaluationSettings, asked, "--set, evaluation")
     with ConsoleMonitor() as monitor:
-        document = score_grid(load_pretrained(detector), series, root, image_size, settings, monitor)
+        document = score_grid(load_pretrained(detector, trust), series, root, image_size, settings, monitor)
     document["detector"] = detector
     Console().print(grid_table(document))
     if json_file is not None:

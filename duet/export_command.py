@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from duet.errors import InputError, nearest
+from duet.options import TrustOption
 
 if TYPE_CHECKING:
     from duet.detectors.base import Detector
@@ -61,6 +62,7 @@ def export(
     scenes: Annotated[int, typer.Option(min=1, help="How many pictures are compared.")] = 50,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Compare detections from this score on.")] = 0.25,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    trust: TrustOption = False,
 ) -> None:
     """Export, run both on real pictures, and leave nothing behind (exit code 1) when they differ."""
     target = _target(form, out, detector, overwrite)
@@ -68,7 +70,7 @@ def export(
     from duet.detectors.families import load_pretrained
     from duet.monitor import ConsoleMonitor
 
-    opened = load_pretrained(detector)
+    opened = load_pretrained(detector, trust)
     size = image_size or opened.image_size or IMAGE_SIZE
     if size % 32:
         raise InputError(f"--image-size {size}: expected a multiple of 32")

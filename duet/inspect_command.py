@@ -11,17 +11,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from duet.options import TrustOption
 from duet.report.tables import titled_table
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A run folder, detector.safetensors, detector.pt or any checkpoint.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust: TrustOption = False,
 ) -> None:
     """Print classes, tasks, settings and scores of a detector."""
     from duet.artefact import open_artefact
 
-    artefact = open_artefact(path)
+    artefact = open_artefact(path, trust)
     detector = artefact.detector
     facts = {
         "family": detector.describe().family,

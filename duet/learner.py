@@ -28,8 +28,9 @@ from duet.datasets.series_file import find_series
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
 from duet.detectors.base import Detector, DomainStatistics, refuse_several
 from duet.detectors.families import load_pretrained, restore_detector, restore_tensors, store_detector, store_tensors
+from duet.disk import disk_error
 from duet.documents import read_json
-from duet.errors import InputError
+from duet.errors import InputError, TrainingStopped
 from duet.evaluation.run import DomainScores, score_domain
 from duet.evaluation.stored import store_detections
 from duet.loggers import LoggedMonitor, RunLoggers
@@ -43,6 +44,7 @@ from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs
 from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled
 from duet.state import RunState, digest_of, only_user, write_json, write_text
 from duet.uncertainty import REFERENCE_FILE, lacks_intervals, write_intervals
+from duet.way_on import way_on
 from duet.weights import weights_digest
 
 EXAMPLES = 4  # test images per domain whose detections are kept for the report
@@ -57,17 +59,18 @@ class Learner:
         config: the resolved configuration.
         out: the run folder.
         monitor: progress; silent by default.
+        trust: open pretrained weights that could run code.
 
     Raises:
         InputError: when the series, its data or the weights are not usable; nothing is written then.
     """
 
-    def __init__(self, config: RunConfig, out: Path, monitor: Monitor | None = None) -> None:
+    def __init__(self, config: RunConfig, out: Path, monitor: Monitor | None = None, trust: bool = False) -> None:
         self.config, self.out, self.monitor = config, out, monitor or Monitor()
         self.source = find_series(config.series, Path(config.root) if config.root else None)
         self.series = self.source.series
         self.domains = open_domains(self.source, self._write_progress)
-        self.start = load_pretrained(config.detector)
+        self.start = load_pretrained(config.detector, trust)
         refuse_several(self.start, config.train)
         self.theta_0 = self.start.state()
         self.start_digest = weights_digest(self.theta_0)
@@ -89,13 +92,20 @@ class Learner:
                 process is working on it.
             RuntimeError: when training fails; finished stages stay.
         """
-        with only_user(self.out), self.loggers:
-            return self._run()
+        try:
+            with only_user(self.out), self.loggers:
+                return self._run()
+        except OSError as error:  # what the trainer writes by itself names no file when the disk is full
+            explained = disk_error(error, Path(error.filename or self.out))
+            if explained is None:
+                raise
+            raise explained from error
 
     def _run(self) -> dict[str, Any]:
-        if not (self.out / "config.yaml").exists():
+        if not self.state.is_whole("config.yaml"):
             text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
             write_text(self.out / "config.yaml", text)
+            self.state.keep("config.yaml")
         digests = self._data_digests()
         stages = 1 if self.config.method.joint else len(self.series)
         self._log_finished(digests)
@@ -117,8 +127,9 @@ class Learner:
         if not artefact_is_whole(self.out):
             self._write_artefact()
         document = self._with_intervals(document)
-        if not (self.out / "report.html").exists():
+        if not self.state.is_whole("report.html"):
             self._write_report(document)
+            self.state.keep("report.html")
         self.monitor.show(indices_table(document))
         return document
 
@@ -134,14 +145,14 @@ class Learner:
         (self.out / "report.html").unlink(missing_ok=True)  # it was made without them
         write_text(self.out / "results.csv", results_csv(document))
         write_json(self.out / "results.json", document)
+        self.state.keep("results.json", "results.csv")
         return document
 
     def _written_results(self) -> dict[str, Any] | None:
-        """results.json, or None when it is absent, damaged, or older than the last stage."""
-        try:
-            document = read_json(self.out / "results.json")
-        except InputError:
+        """results.json, or None when it or results.csv is absent, damaged, or older than the last stage."""
+        if not self.state.is_whole("results.json", "results.csv"):
             return None
+        document = read_json(self.out / "results.json")
         current = isinstance(document, dict) and len(document.get("stages", ())) == self.state.finished_stages
         return document if current else None
 
@@ -155,7 +166,11 @@ class Learner:
     def _incremental_stages(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
         first = self.state.finished_stages + 1
         for task in range(first, len(self.series) + 1):
-            self._stage(task, digests, reference)
+            try:
+                self._stage(task, digests, reference)
+            except TrainingStopped as error:
+                shutil.rmtree(self.out / "stages" / str(task), ignore_errors=True)
+                raise TrainingStopped(way_on(self.out, self.series, task, error), error.option) from error
 
     def _stage(self, task: int, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
         domain = self.series.domains[task - 1]
@@ -284,6 +299,7 @@ class Learner:
         document = self._results(self.state.finished_stages, reference)
         write_json(self.out / "results.json", document)
         write_text(self.out / "results.csv", results_csv(document))
+        self.state.keep("results.json", "results.csv")
         return document
 
     def _results(self, count: int, reference: dict[str, Any]) -> dict[str, Any]:
@@ -340,12 +356,14 @@ class Learner:
         return examples
 
     def _reference(self, digests: Mapping[str, str]) -> dict[str, Any]:
-        path = self.out / "reference.json"
-        if path.exists():
+        path = self.state.kept("reference.json")
+        if path is not None:
             return read_json(path)
+        path = self.out / "reference.json"
         scores = score_references(self._trainer(digests), self.tests)
         store_detections(scores.detections, self.series.classes, self.out / REFERENCE_FILE)
         write_json(path, {"reference": scores.entry, "seconds": scores.seconds})
+        self.state.keep(path.name)
         return read_json(path)
 
     def _trainer(self, digests: Mapping[str, str]) -> SharedTrainer:
@@ -354,11 +372,12 @@ class Learner:
         )
 
     def _data_digests(self) -> dict[str, str]:
-        path = self.out / "data.json"
-        if path.exists():
+        path = self.state.kept("data.json")
+        if path is not None:
             return read_json(path)
         digests = {name: content_digest(self.domains[name].train()) for name in self.series.domains}
-        write_json(path, digests)
+        write_json(self.out / "data.json", digests)
+        self.state.keep("data.json")
         return digests
 
     def _past_statistics(self, task: int) -> tuple[DomainStatistics, ...]:

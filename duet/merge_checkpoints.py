@@ -41,11 +41,12 @@ class Input:
     model: TensorSource
 
 
-def open_input(path: Path) -> Input:
+def open_input(path: Path, trust: bool = False) -> Input:
     """Open an Ultralytics checkpoint without running code from it; any other file is the merging core's.
 
     Args:
         path: what the user named.
+        trust: open an Ultralytics checkpoint that could run code.
 
     Returns:
         The input; a checkpoint's tensors are float32 and in memory.
@@ -59,7 +60,7 @@ def open_input(path: Path) -> Input:
         return Input(path, None, open_model(path, path.name))
     from duet.detectors.ultralytics_checkpoint import open_checkpoint
 
-    detector = open_checkpoint(path)
+    detector = open_checkpoint(path, trust)
     return Input(path, detector, StateSource(detector.state(), str(path), (path,)))
 
 

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 
 from duet.config import parse_assignments
 from duet.errors import InputError, nearest
+from duet.options import TrustOption
 
 # Spelled out, so that `--help` need not import torch; a test compares it with the table.
 METHOD_NAMES = ("averaging", "task_arithmetic", "ties", "dare", "magmax", "fisher", "emr", "slerp", "duet")
@@ -31,11 +32,12 @@ def merge(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    trust: TrustOption = False,
 ) -> None:
     """Merge fine-tuned models of one pretrained model, on disk, without holding them in memory."""
     options = parse_assignments(set_ or [])
     if method == "diff":
-        _diff(compared or [], base, out, options)
+        _diff(compared or [], base, out, options, trust)
         return
     if method not in METHOD_NAMES:
         raise InputError(f"unknown merging method '{method}'" + nearest(method, [*METHOD_NAMES, "diff"]))
@@ -45,7 +47,7 @@ def merge(
     from merging.files import merge_files, plan_files
 
     with _one_sentence():
-        ancestor, tuned = open_input(base), [open_input(path) for path in models]
+        ancestor, tuned = open_input(base, trust), [open_input(path, trust) for path in models]
         refuse_other_heads(ancestor, tuned, options.get("policy", "error"))
         plain = [given.model for given in tuned]
         if dry_run:
@@ -64,7 +66,7 @@ def merge(
     Console(markup=False).print(f"Merged: {done.path}   Provenance: {done.provenance_path}", soft_wrap=True)
 
 
-def _diff(pair: list[Path], base: Path | None, out: Path | None, options: dict[str, Any]) -> None:
+def _diff(pair: list[Path], base: Path | None, out: Path | None, options: dict[str, Any], trust: bool) -> None:
     if len(pair) != 2:
         raise InputError(f"merge diff: expected two models, found {len(pair)}")
     from duet.merge_checkpoints import open_input
@@ -72,7 +74,7 @@ def _diff(pair: list[Path], base: Path | None, out: Path | None, options: dict[s
     from merging.plots import plot_comparison
 
     with _one_sentence(), _bars() as progress:
-        first, second, ancestor = (path and open_input(path).model for path in (*pair, base))
+        first, second, ancestor = (path and open_input(path, trust).model for path in (*pair, base))
         comparison = diff(first, second, base=ancestor, progress=progress, **options)
         if out is not None:
             plot_comparison(comparison, out)

@@ -33,3 +33,10 @@ def weights_folder() -> Path:
         return Path(os.environ["DUET_WEIGHTS"]).expanduser()
     root = project_root()
     return root / "weights" if root is not None else cache_folder() / "weights"
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a relative path, as a file from outside names it, stays in the folder that it is relative to."""
+    plain = path.replace("\\", "/")
+    absolute = plain.startswith("/") or (len(plain) > 1 and plain[1] == ":")
+    return bool(plain) and not absolute and ".." not in plain.split("/") and "\0" not in plain

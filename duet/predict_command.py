@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from duet.errors import InputError
+from duet.options import TrustOption
 
 
 def predict(
@@ -32,6 +33,7 @@ def predict(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures that run together.")] = 32,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many pictures or frames.")] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Find objects; a file that cannot be read is named, the rest is still done, and the exit code is 1."""
     from duet.config import EvaluationSettings
@@ -57,7 +59,7 @@ def predict(
         most_frames=frames,
     )
     with ConsoleMonitor() as monitor:
-        result = run(load_pretrained(detector), request, monitor)
+        result = run(load_pretrained(detector, trust), request, monitor)
     written = [f"{what}: {path}" for what, path in (("JSON", json_file), ("COCO", coco_file)) if path is not None]
     if draw and result.frames:
         written.insert(0, f"Annotated: {out}")

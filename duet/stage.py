@@ -22,9 +22,13 @@ from duet.detectors.base import (
     StageProgress,
     StageRequest,
 )
+from duet.errors import TrainingStopped
+from duet.soundness import refuse_exploded, refuse_not_finite
 from merging.sign_conflict import sign_conflict_rate
 
 State = Mapping[str, Tensor]
+
+OTHER_MERGER = "method.merge.name=duet"  # whose merge cannot grow
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class StageResult:
 
 def first_stage(detector: Detector, outcome: StageOutcome, item: StageInput, config: RunConfig) -> StageResult:
     """Stage 1: what training by the detector's own loss gave (DuET, M3), and its Fisher information where needed."""
+    _refuse_broken(detector, config)
     fisher = _fisher(detector, _request(item, config, config.train.epochs, None), config)
     return StageResult(detector, _plain(outcome.losses), None, {"train": outcome.seconds}, fisher)
 
@@ -96,6 +101,7 @@ def later_stage(item: StageInput, config: RunConfig, progress: Callable[[StagePr
     request = _request(item, config, config.train.epochs, progress)
     request = replace(request, teacher=previous, directional=directional, consolidation=_held(item, old_state, config))
     outcome = detector.train_stage(request)
+    _refuse_broken(detector, config)
     started = time.perf_counter()
     fisher = _fisher(detector, request, config)
     merge = merge_stage(detector, old_state, item, config, fisher)
@@ -106,6 +112,7 @@ def later_stage(item: StageInput, config: RunConfig, progress: Callable[[StagePr
             _request(item, config, method.calibration_epochs, progress), teacher=previous, head_only=True
         )
         outcome = detector.train_stage(calibration)
+        _refuse_broken(detector, config)
         seconds["calibrate"] = outcome.seconds
         losses += [{f"calibration_{name}": value for name, value in epoch.items()} for epoch in outcome.losses]
         if method.old_rows == "restore":
@@ -143,7 +150,11 @@ def merge_stage(
         options = dict(method.merge.options)
         if fisher is not None and "fishers" in merging.METHODS[method.merge.name].model_lists:
             options["fishers"] = [{key: values[key] for key in parameters} for values in (item.fisher, fisher)]
-        result = merging.merge(method.merge.name, item.base, [previous, shared], **options)
+        try:
+            result = merging.merge(method.merge.name, item.base, [previous, shared], **options)
+        except ValueError as error:  # numbers that do not fit: a negative variance, a value beyond the type's range
+            raise TrainingStopped(f"the merge failed: {error}", OTHER_MERGER) from error
+        refuse_exploded(result.state, (item.base, previous, shared), parameters, OTHER_MERGER)
         merged = dict(result.state)
         alpha = dict(result.coefficients or {})
         if method.batch_norm != "merge":
@@ -156,6 +167,11 @@ def merge_stage(
         detector.estimate_batch_norm(item.images, config.train.image_size)
     name = method.merge.name if method.merge else None
     return {"method": name, "alpha": alpha, "sign_conflict_rate": conflict}
+
+
+def _refuse_broken(detector: Detector, config: RunConfig) -> None:
+    """The last step's weights enter no loss, so that a finite loss does not speak for them."""
+    refuse_not_finite(detector.state(), "what training left", f"train.lr0={config.train.lr0 / 4:g}")
 
 
 def weighs_by_fisher(config: RunConfig) -> bool:

@@ -82,5 +82,5 @@ def _detections(results: Mapping[str, Any], state: RunState) -> RunDetections:
     if (results.get("reference") or {}).get("kind", "none") == "none":
         return RunDetections(stages, {})
     if not reference.is_file():
-        raise InputError(f"{reference}: missing; without reference.json too, the next start of the run writes both")
+        raise InputError(f"{reference}: missing; without reference.json and results.json the next start writes all")
     return RunDetections(stages, restore_detections(reference))

@@ -21,13 +21,15 @@ from duet.datasets.index import read_source
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
 from duet.detectors.base import Detector
 from duet.detectors.families import load_pretrained
-from duet.errors import InputError
+from duet.disk import disk_error, remove_leftovers
+from duet.errors import InputError, TrainingStopped
 from duet.evaluation.average_precision import mean_precision
 from duet.evaluation.run import score_domain
 from duet.monitor import Monitor
 from duet.results import versions
 from duet.stage import StageInput, StageResult, later_stage, weighs_by_fisher
 from duet.state import write_json
+from duet.way_on import way_on_after_update
 from duet.weights import weights_digest
 
 TRAIN_SPLITS = ("trainval", "train", "all")
@@ -50,6 +52,7 @@ class Update:
         train: the training settings; None takes the artefact's own.
         evaluation: thresholds.
         seed: of a detector that has no record.
+        trust: open a checkpoint that could run code.
     """
 
     detector: Path
@@ -63,6 +66,7 @@ class Update:
     train: TrainSettings | None = None
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     seed: int = 0
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,13 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
     monitor = monitor or Monitor()
     if update.out.exists():
         raise InputError(f"{update.out}: there is something already; choose another --out")
-    artefact = open_artefact(update.detector)
+    artefact = open_artefact(update.detector, update.trust)
     record = artefact.record or _guessed_record(artefact.detector, update)
     _refuse_known(update, record)
     config = _config(update, record)
     origin = _origin(artefact, record, update, config)
     images, sets = _train_images(update, monitor), _validation(update, monitor)
-    for leftover in update.out.parent.glob(f".{update.out.name}.*.part"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(update.out.parent, update.out.name)
     folder = update.out.with_name(f".{update.out.name}.{os.getpid()}.part")
     try:
         item = _stage_input(update, artefact, record, origin, config, images, folder)
@@ -112,9 +115,14 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
         document = _document(update, origin, result, scores)
         _write(folder, record, item, origin, result, config, document)
         folder.rename(update.out)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             shutil.rmtree(folder)
+        if isinstance(error, TrainingStopped):
+            raise TrainingStopped(way_on_after_update(update.detector, error), error.option) from error
+        explained = disk_error(error, update.out)
+        if explained is not None:
+            raise explained from error
         raise
     return document
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from duet.errors import InputError, nearest
+from duet.options import TrustOption
 from duet.report.tables import titled_table
 
 INDICES = ("kept", "new", "overall")
@@ -38,6 +39,7 @@ def update(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of train, method or evaluation."),
     ] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Teach a deployed detector new classes in a new domain; no earlier picture is needed."""
     from duet.datasets.dataset_folder import open_folder
@@ -48,7 +50,7 @@ def update(
     if unlabelled not in ("drop", "keep"):
         raise InputError(f"--unlabelled is '{unlabelled}': expected drop or keep")
     validation = _named(val or [])
-    settings = _settings(detector, method, set_ or [])
+    settings = _settings(detector, method, set_ or [], trust)
     request = Update(
         detector=detector,
         data=open_folder(data),
@@ -57,6 +59,7 @@ def update(
         out=out,
         validation={name: open_folder(folder) for name, folder in validation.items()},
         unlabelled_images=unlabelled,
+        trust=trust,
         **settings,
     )
     console = Console()
@@ -136,13 +139,13 @@ def _named(given: list[str]) -> dict[str, Path]:
     return sets
 
 
-def _settings(detector: Path, method: str | None, assignments: list[str]) -> dict[str, Any]:
+def _settings(detector: Path, method: str | None, assignments: list[str], trust: bool) -> dict[str, Any]:
     """Method, training and evaluation settings: the detector's own, overridden by what is given."""
     from duet.artefact import open_artefact
     from duet.config import EvaluationSettings, MethodSettings, TrainSettings, overlay, parse_assignments, validate
     from duet.methods import method_settings
 
-    record = open_artefact(detector).record
+    record = open_artefact(detector, trust).record
     given = parse_assignments(assignments)
     unknown = [key for key in given if key not in ("train", "method", "evaluation")]
     if unknown:

@@ -72,14 +72,14 @@ def ship_weights(source: Path, name: str) -> Path:
     Raises:
         InputError: when the source is no detector, or holds a weight that half precision cannot.
     """
-    from duet.detectors.families import load_pretrained, store_detector
+    from duet.detectors.families import DIGEST, load_pretrained, store_detector
 
     target = weights_folder() / f"{name}.safetensors"
     with tempfile.TemporaryDirectory() as folder:
         full = Path(folder) / "full.safetensors"
         store_detector(load_pretrained(str(source)), full)
         with safe_open(full, framework="pt") as stream:
-            header = stream.metadata()
+            header = {key: value for key, value in stream.metadata().items() if key != DIGEST}
             state = {key: _halved(key, stream.get_tensor(key), source) for key in stream.keys()}  # noqa: SIM118
     write_atomic(target, lambda temporary: save_file(state, temporary, metadata=header))
     return target

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from merging.blocks import Range
+from merging.placing import put_files, put_folder, tidy
 from merging.safetensors_reader import DTYPES
 from merging.sources import TensorSpec
 
@@ -132,6 +133,8 @@ def in_place(target: Path, *, single: bool, overwrite: bool = False) -> Iterator
         FileNotFoundError: when the folder that is to hold it does not exist.
         OSError: when it cannot be written; one sentence with the target's name.
     """
+    if target.parent.is_dir():
+        tidy(target)
     check_target(target, overwrite)
     if target.exists() and target.is_dir() == single:
         raise FileExistsError(f"{target}: is a {'folder' if single else 'file'}; choose another name")
@@ -140,10 +143,9 @@ def in_place(target: Path, *, single: bool, overwrite: bool = False) -> Iterator
         partial.mkdir()
         yield partial
         if single:
-            for path in sorted(partial.iterdir(), key=lambda path: path.name == target.name):
-                os.replace(path, target.parent / path.name)
+            put_files(partial, target)
         else:
-            _replace_folder(partial, target)
+            put_folder(partial, target)
         sync_folder(target.parent)
     except OSError as error:
         raise _explained(error, target) from error
@@ -244,16 +246,6 @@ def _reserve(handle: int, size: int) -> None:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
     os.ftruncate(handle, size)  # where space cannot be reserved, a lack of it shows while writing
-
-
-def _replace_folder(partial: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(partial, target)
-        return
-    old = target.parent / f".{target.name}.replaced-{os.getpid()}"
-    os.rename(target, old)
-    os.rename(partial, target)
-    shutil.rmtree(old)
 
 
 def _explained(error: OSError, target: Path) -> OSError:

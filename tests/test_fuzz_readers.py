@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ from duet.datasets.series_file import SeriesFile
 from duet.datasets.source import Source
 from duet.datasets.voc import parse_voc
 from duet.datasets.yolo import parse_yolo, read_class_names, read_data_yaml
+from duet.detectors.archives import foreign_name
+from duet.detectors.ultralytics_layout import checked_layout
 from duet.documents import read_json, read_yaml
 from duet.errors import InputError
+from duet.state import RunState
 
 pytestmark = pytest.mark.slow
 
@@ -220,6 +224,59 @@ def test_class_names(place, data):
     path = place / "classes.txt"
     path.write_bytes(data)
     one_clear_error(read_class_names, path)
+
+
+state = st.fixed_dictionaries(
+    {
+        "fingerprint": st.one_of(st.just("f"), plain),
+        "files": st.one_of(st.dictionaries(st.sampled_from(["a", "../b", "/c", "a/../../d"]), plain), plain),
+        "stages": st.one_of(
+            st.lists(
+                st.dictionaries(st.sampled_from(["model", "metrics"]), st.one_of(st.just("a"), plain)), max_size=2
+            ),
+            plain,
+        ),
+    }
+)
+
+
+@many
+@given(st.one_of(content, state.map(lambda value: json.dumps(value).encode())))
+def test_state_of_a_run(place, data):
+    folder = place / "run"
+    folder.mkdir(exist_ok=True)
+    (folder / "state.json").write_bytes(data)
+    found = one_clear_error(RunState, folder, "f")
+    if found is not None:
+        one_clear_error(found.verify)
+        for number in range(1, found.finished_stages + 1):
+            one_clear_error(found.stage_file, number, "model")
+    assert sorted(path.name for path in place.iterdir() if path.name in ("b", "d")) == []
+
+
+layer = st.tuples(
+    plain, plain, st.one_of(st.sampled_from(["Conv", "nn.SiLU", "open", "yaml_model_load"]), plain), plain
+)
+layout = st.fixed_dictionaries(
+    {"backbone": st.one_of(st.lists(layer.map(list), max_size=2), plain), "head": st.one_of(st.lists(plain), plain)},
+    optional={"activation": st.one_of(st.sampled_from(["nn.SiLU()", "nn.", "print()", "nn.SiLU(print())"]), plain)},
+)
+
+
+@many
+@given(st.one_of(layout, plain))
+def test_architecture(value):
+    one_clear_error(checked_layout, value)
+
+
+@many
+@given(
+    st.one_of(content, plain.map(pickle.dumps), st.binary(max_size=60).map(lambda tail: b"\x80\x04\x8c\x02os" + tail))
+)
+def test_names_in_a_pickle(place, data):
+    path = place / "x.pt"
+    path.write_bytes(data)
+    assert foreign_name(path) is None or isinstance(foreign_name(path), str)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_without_detections_there_is_a_sentence_and_no_file(run, tmp_path):
     with pytest.raises(InputError, match="damaged"):
         write(run, state)
     (tmp_path / "run" / "reference-detections.safetensors").unlink()
-    with pytest.raises(InputError, match=r"reference-detections\.safetensors: missing; without reference\.json too"):
+    with pytest.raises(InputError, match=r"missing; without reference\.json and results\.json"):
         write(run, state)
     (tmp_path / "run" / "stages" / "2" / "detections.safetensors").unlink()
     with pytest.raises(InputError, match="missing, although stage 2 is recorded as finished"):

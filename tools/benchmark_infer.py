@@ -1,7 +1,8 @@
 """``benchmark.py infer``: what a head policy costs at inference, beside the plain model with as many classes.
 
 ``plain`` is what Ultralytics builds for so many classes. Its class towers are 64 channels wide below 64 classes; those
-of ``rows`` and ``parallel`` keep the 80 of the COCO weights that a series starts from.
+of ``rows`` and ``parallel`` keep the 80 of the COCO weights that a series starts from. ``grouped`` are the parallel
+heads as grouped convolutions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated
 
 import torch
 import typer
+from grouped_heads import GroupedHeads
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -22,7 +24,7 @@ from ultralytics.nn.tasks import DetectionModel
 from duet.detectors.base import Detector
 from duet.detectors.families import load_pretrained
 
-PLAIN, ROWS, PARALLEL = "plain", "rows", "parallel"
+PLAIN, ROWS, PARALLEL, GROUPED = "plain", "rows", "parallel", "grouped"
 CLASSES_PER_TASK = 3
 TASKS = (1, 2, 4, 8)
 
@@ -41,11 +43,7 @@ def infer(
     torch.set_num_threads(threads)
     clock = time.process_time if threads == 1 else time.perf_counter
     start = load_pretrained(architecture).with_classes(_names(0), 0)
-    networks = {
-        (kind, count): _deployed(_plain(architecture, count) if kind == PLAIN else _grown(start, kind, count))
-        for count in TASKS
-        for kind in _kinds(count)
-    }
+    networks = {(kind, count): _network(architecture, start, kind, count) for count in TASKS for kind in _kinds(count)}
     image = torch.rand(1, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
     times: dict[tuple[str, int], list[float]] = {key: [] for key in networks}
     with torch.inference_mode():
@@ -59,11 +57,22 @@ def infer(
 
 
 def _kinds(count: int) -> tuple[str, ...]:
-    return (PLAIN, ROWS) if count == 1 else (PLAIN, ROWS, PARALLEL)
+    return (PLAIN, ROWS) if count == 1 else (PLAIN, ROWS, PARALLEL, GROUPED)
 
 
 def _names(task: int) -> tuple[str, ...]:
     return tuple(f"class{task * CLASSES_PER_TASK + number}" for number in range(CLASSES_PER_TASK))
+
+
+def _network(architecture: str, start: Detector, kind: str, count: int) -> nn.Module:
+    """A network as it is deployed."""
+    if kind == PLAIN:
+        return _deployed(_plain(architecture, count))
+    if kind != GROUPED:
+        return _deployed(_grown(start, kind, count))
+    network = _deployed(_grown(start, PARALLEL, count))
+    network.model[-1] = GroupedHeads(network.model[-1])
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _plain(architecture: str, count: int) -> nn.Module:

@@ -11,6 +11,7 @@ from duet.datasets.faults import Fault, Level, Report
 from duet.datasets.source import Source
 from duet.documents import parse_json
 from duet.errors import InputError
+from duet.paths import stays_inside
 
 
 class CocoFile:
@@ -40,6 +41,11 @@ class CocoFile:
             name, key = item.get("file_name"), _id(item, "id")
             if not isinstance(name, str) or name in self.images or key is None or key in by_id:
                 report(Fault(Level.ERROR, f"{file}, image {item.get('id')}", "its file_name or id is absent or double"))
+                continue
+            if not stays_inside(name):
+                report(
+                    Fault(Level.ERROR, f"{file}, image {item.get('id')}", f"{name!r} is not inside the image folder")
+                )
                 continue
             self.images[name], by_id[key] = item, name
         self._annotations: dict[str, list[Mapping[str, Any]]] = {}

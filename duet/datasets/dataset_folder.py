@@ -16,6 +16,7 @@ from duet.datasets.source import Format, Source
 from duet.datasets.voc import SUFFIX as VOC_SUFFIX
 from duet.datasets.voc import names_in_voc
 from duet.datasets.yolo import checked_names, read_class_names, read_data_yaml
+from duet.documents import MOST_JSON_BYTES, read_bytes
 from duet.errors import InputError
 
 SPLITS = ("train", "val", "trainval", "test")
@@ -114,7 +115,7 @@ def _yolo_folder(path: Path) -> DatasetFolder:
 
 
 def _coco(path: Path, files: Mapping[str, Path], images: Path | None) -> DatasetFolder:
-    opened = {split: CocoFile(_data(file), file, refuse) for split, file in files.items()}
+    opened = {split: CocoFile(read_bytes(file, MOST_JSON_BYTES), file, refuse) for split, file in files.items()}
     names = tuple(dict.fromkeys(name for file in opened.values() for name in file.categories.values()))
     names = checked_names(names, str(path))
     splits = {}
@@ -142,10 +143,3 @@ def _coco_images(file: Path, split: str, opened: CocoFile) -> Path:
         if first is not None and (folder / first).exists():
             return folder
     raise InputError(f"{file}: its images are not beside it; name their folder with --images")
-
-
-def _data(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error

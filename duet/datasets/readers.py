@@ -10,13 +10,14 @@ from typing import Protocol
 
 from duet.datasets.annotation import Row
 from duet.datasets.coco import CocoFile
-from duet.datasets.faults import Fault, Level, Report, refuse
+from duet.datasets.faults import Fault, Level, Report
 from duet.datasets.pictures import folder_names
 from duet.datasets.source import Source, chosen_images, listed_images, stem_of
 from duet.datasets.voc import SUFFIX as VOC_SUFFIX
 from duet.datasets.voc import parse_voc
 from duet.datasets.yolo import SUFFIX as YOLO_SUFFIX
 from duet.datasets.yolo import parse_yolo
+from duet.documents import MOST_JSON_BYTES, read_bytes
 
 CLASSES_FILE = "classes.txt"  # may lie among the label files
 LABEL_SUFFIX = {"voc": VOC_SUFFIX, "yolo": YOLO_SUFFIX}
@@ -114,7 +115,7 @@ class _JsonReader:
 
     def __init__(self, source: Source, report: Report) -> None:
         self._source = source
-        self._data = _bytes(str(source.labels), refuse)
+        self._data = read_bytes(source.labels, MOST_JSON_BYTES)
         self._file = CocoFile(self._data, source.labels, report)
         folder_names(source.images, "image")
         there = [name for name in self._file.images if (source.images / name).is_file()]

@@ -60,6 +60,9 @@ def _root(data: bytes, file: str, report: Report) -> ElementTree.Element | None:
     if not data.strip():
         report(Fault(Level.ERROR, f"{file}, line 1", "an empty file, expected an <annotation>"))
         return None
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        report(Fault(Level.ERROR, f"{file}, line 1", "declares entities, expected plain XML"))
+        return None
     try:
         root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError) as error:

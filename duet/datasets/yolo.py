@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 from duet.datasets.annotation import Box, Row, checked_box, known_name
 from duet.datasets.faults import Fault, Level, Report
 from duet.datasets.source import Source, read_text
-from duet.documents import parse_yaml
+from duet.documents import read_yaml
 from duet.errors import InputError
 
 SUFFIX = ".txt"
@@ -78,8 +79,8 @@ def read_data_yaml(path: Path) -> tuple[tuple[str, ...], dict[str, Source]]:
     Raises:
         InputError: naming the file and what is missing in it.
     """
-    values = parse_yaml(read_text(path), str(path))
-    if not isinstance(values, dict) or "names" not in values:
+    values = read_yaml(path)
+    if "names" not in values:
         raise InputError(f"{path}: key 'names' is missing, is it an Ultralytics data file?")
     listed = values["names"]
     if not isinstance(listed, list | dict):
@@ -89,7 +90,7 @@ def read_data_yaml(path: Path) -> tuple[tuple[str, ...], dict[str, Source]]:
             raise InputError(f"{path}: key 'names': expected the indices 0 to {len(listed) - 1}")
         listed = [listed[index] for index in range(len(listed))]
     names = checked_names([str(name) for name in listed or ()], f"{path}: key 'names'")
-    root = path.parent / str(values.get("path") or ".")
+    root = path.parent / _inside(path, "path", str(values.get("path") or "."))
     splits = {key: _split(path, root, key, values[key], names) for key in ("train", "val", "test") if values.get(key)}
     if not splits:
         raise InputError(f"{path}: names none of the splits train, val and test")
@@ -99,11 +100,27 @@ def read_data_yaml(path: Path) -> tuple[tuple[str, ...], dict[str, Source]]:
 def _split(path: Path, root: Path, key: str, value: object, names: tuple[str, ...]) -> Source:
     if not isinstance(value, str) or value.endswith(".txt"):
         raise InputError(f"{path}: key '{key}' is {value!r}: expected one folder of images")
-    images = root / value
+    images = root / _inside(path, key, value, root)
     before, found, after = images.as_posix().rpartition("/images")
     if not found or (after and not after.startswith("/")):
         raise InputError(f"{path}: key '{key}' is {value!r}: expected a folder 'images', with 'labels' beside it")
     return Source("yolo", images, Path(before + "/labels" + after), names)
+
+
+def _inside(path: Path, key: str, value: str, root: Path | None = None) -> str:
+    """A folder that a data file names; it came with the data, and leads nowhere but into the file's own folder.
+
+    Some tools write ``../train/images`` for what lies in ``train/images``; like Ultralytics, the latter is taken.
+    """
+    here = Path(os.path.abspath(path.parent))
+    if root is not None and value.startswith("../") and (root / value.removeprefix("../")).is_dir():
+        value = value.removeprefix("../")
+    if "\0" not in value and Path(os.path.abspath((root or here) / value)).is_relative_to(here):
+        return value
+    raise InputError(
+        f"{path}: key '{key}' is {value!r}, which leads out of the file's folder; put the file into the folder of its "
+        "data set, or name that folder instead"
+    )
 
 
 def _parse(line: str, classes: int, where: str, report: Report) -> tuple[int, Box] | None:

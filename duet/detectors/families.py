@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from duet.detectors.archives import archive_is_whole
 from duet.detectors.base import Description, Detector
 from duet.detectors.fcos import FcosDetector
 from duet.detectors.rtdetr import RtdetrDetector
@@ -19,9 +20,10 @@ from duet.detectors.ultralytics_checkpoint import build_architecture, open_check
 from duet.detectors.yolo import YoloDetector
 from duet.documents import read_yaml
 from duet.errors import InputError, nearest
-from duet.state import write_atomic
-from duet.weights import find_weights
+from duet.state import digest_of, write_atomic
+from duet.weights import find_weights, weights_digest
 
+DIGEST = "sha256"  # in a header: of the rest of it and of all tensors
 BESIDE = "beside."  # prefix of tensors that are not the detector's own
 
 ARCHITECTURES = Path(__file__).parent / "models"
@@ -29,12 +31,13 @@ ARCHITECTURES = Path(__file__).parent / "models"
 FAMILIES: dict[str, type[Detector]] = {"yolo": YoloDetector, "rtdetr": RtdetrDetector, "fcos": FcosDetector}
 
 
-def load_pretrained(name: str) -> Detector:
+def load_pretrained(name: str, trust: bool = False) -> Detector:
     """The detector that a run starts from.
 
     Args:
         name: name of pretrained weights, path of a checkpoint (``.pt``) or of a stored detector (``.safetensors``), or
             an architecture (``.yaml``), which starts with random weights.
+        trust: open a checkpoint that could run code.
 
     Raises:
         InputError: when the weights cannot be found or are of no known family.
@@ -44,11 +47,13 @@ def load_pretrained(name: str) -> Detector:
     path = find_weights(name)
     if path.suffix == ".safetensors":
         return restore_detector(path)
-    return _open_plain(path) or open_checkpoint(path)
+    return _open_plain(path) or open_checkpoint(path, trust)
 
 
 def _open_plain(path: Path) -> Detector | None:
     """A checkpoint of tensors and plain values that names its family; None for one with objects in it."""
+    if not archive_is_whole(path):
+        return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         family = FAMILIES[content["family"]]
@@ -142,7 +147,7 @@ def store_detector(
     }
     state = {key: value.contiguous() for key, value in detector.state().items()}
     state.update({f"{BESIDE}{key}": value.contiguous() for key, value in (beside or {}).items()})
-    write_atomic(path, lambda temporary: save_file(state, temporary, metadata={**(notes or {}), **header}))
+    _save(state, path, {**(notes or {}), **header})
 
 
 def restore_detector(path: Path) -> Detector:
@@ -182,8 +187,7 @@ def read_stored(path: Path) -> Stored:
 
 def store_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors by name as safetensors."""
-    plain = {key: value.contiguous() for key, value in state.items()}
-    write_atomic(path, lambda temporary: save_file(plain, temporary))
+    _save({key: value.contiguous() for key, value in state.items()}, path, {})
 
 
 def restore_tensors(path: Path) -> dict[str, Tensor]:
@@ -195,9 +199,27 @@ def restore_tensors(path: Path) -> dict[str, Tensor]:
     return _read(path)[1]
 
 
+def _save(state: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
+    """Write tensors and read them back before the file takes its place."""
+    content = {**header, DIGEST: _digest(header, state)}
+
+    def same(temporary: Path) -> bool:
+        return dict(_read(temporary)[0]) == content  # reading compares the digest with what is there
+
+    write_atomic(path, lambda temporary: save_file(dict(state), temporary, metadata=content), same)
+
+
+def _digest(header: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
+    return digest_of([sorted((key, value) for key, value in header.items() if key != DIGEST), weights_digest(state)])
+
+
 def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as stream:
-            return stream.metadata() or {}, {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+            header = stream.metadata() or {}
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    if DIGEST in header and header[DIGEST] != _digest(header, tensors):
+        raise InputError(f"{path}: damaged, its content is not what was written")
+    return header, tensors

@@ -131,15 +131,14 @@ class FcosDetector(PlainDetector):
     def save_checkpoint(self, path: Path) -> None:
         """Tensors, class names and architecture; ``torch.load(path, weights_only=True)`` opens it."""
         description = self.describe()
-        torch.save(
-            {
-                "family": description.family,
-                "classes": list(description.classes),
-                "architecture": dict(description.architecture),
-                "model": self.state(),
-            },
-            path,
-        )
+        content = {
+            "family": description.family,
+            "classes": list(description.classes),
+            "architecture": dict(description.architecture),
+            "model": self.state(),
+        }
+        with path.open("wb") as stream:  # given a path, torch writes its name into the file
+            torch.save(content, stream)
 
     def _rows(self) -> tuple[str, ...]:
         return CLASS_ROWS

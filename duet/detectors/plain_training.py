@@ -18,7 +18,7 @@ from duet.detectors.base import StageOutcome, StageProgress, StageRequest, refus
 from duet.detectors.module_detector import ModuleDetector
 from duet.detectors.plain_data import Sample, TrainingPictures
 from duet.detectors.replay import recolour
-from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan
+from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan, not_finite
 
 LARGEST_GRADIENT = 10.0  # norm that gradients are cut to, as in Ultralytics' trainer
 STEPS_UNTIL_MOVED = 4  # before that teacher and student may rightly be equal
@@ -156,7 +156,7 @@ class _Stage:
     def _refuse_broken(self, means: Mapping[str, float], epoch: int) -> None:
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
-            raise RuntimeError(f"epoch {epoch}: {broken[0]} is not finite; a smaller train.lr0 may help")
+            raise not_finite(broken[0], epoch, self.request.train.lr0)
         if epoch == self.request.epochs and epoch * self.steps_per_epoch >= STEPS_UNTIL_MOVED:
             self.losses.refuse_dead(epoch * self.steps_per_epoch)
 

@@ -13,6 +13,7 @@ from ultralytics.nn.tasks import RTDETRDetectionModel
 from duet.detectors.base import Description
 from duet.detectors.rtdetr_training import RtdetrStageTrainer
 from duet.detectors.ultralytics_detector import UltralyticsDetector
+from duet.detectors.ultralytics_layout import checked_layout
 from duet.errors import InputError
 
 RARE = 0.01  # probability that a fresh class output starts from, as in RTDETRDecoder
@@ -42,7 +43,7 @@ class RtdetrDetector(UltralyticsDetector):
     def from_description(cls, description: Description) -> RtdetrDetector:
         """Build the network of a description; its tensors are still random."""
         layout = dict(description.architecture)
-        detector = cls(RTDETRDetectionModel(layout["yaml"], nc=len(description.classes), verbose=False))
+        detector = cls(RTDETRDetectionModel(checked_layout(layout["yaml"]), nc=len(description.classes), verbose=False))
         detector.model.names = dict(enumerate(description.classes))
         detector._image_size = layout.get("image_size")
         return detector

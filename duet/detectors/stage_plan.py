@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from duet.config import DirectionalSettings, DistillationSettings, EwcSettings
 from duet.detectors.base import Consolidation, DomainStatistics, StageProgress, StageRequest
+from duet.errors import TrainingStopped
 from duet.losses.directional import directional_consistency
 from duet.losses.ewc import ewc_penalty
 
@@ -201,3 +202,14 @@ def _aligned(
         [previous[key].to(device) for key in keys],
         [constants[key].to(device) for key in keys],
     )
+
+
+def not_finite(loss: str, epoch: int, rate: float) -> TrainingStopped:
+    """The error for a loss that is no number any more.
+
+    Args:
+        loss: its name.
+        epoch: of the stage, from 1.
+        rate: the initial learning rate.
+    """
+    return TrainingStopped(f"epoch {epoch}: {loss} is not finite", f"train.lr0={rate / 4:g}")

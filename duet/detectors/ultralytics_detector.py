@@ -129,15 +129,14 @@ class UltralyticsDetector(ModuleDetector):
         model.criterion = None
         model.args = {"imgsz": self.image_size or 640, "task": "detect"}
         model.task = "detect"
-        torch.save(
-            {
-                "model": model,
-                "ema": None,
-                "epoch": -1,
-                "train_args": {"imgsz": self.image_size or 640, "task": "detect"},
-            },
-            path,
-        )
+        content = {
+            "model": model,
+            "ema": None,
+            "epoch": -1,
+            "train_args": {"imgsz": self.image_size or 640, "task": "detect"},
+        }
+        with path.open("wb") as stream:  # given a path, torch writes its name into the file
+            torch.save(content, stream)
 
     @abstractmethod
     def _resize_rows(self, head: nn.Module, count: int, keep: int, generator: torch.Generator) -> None:

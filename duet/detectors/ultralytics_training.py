@@ -17,7 +17,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from duet import processes
 from duet.detectors.base import StageProgress
 from duet.detectors.replay import recolour
-from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan
+from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan, not_finite
 from duet.detectors.ultralytics_processes import ProcessGroupTraining
 
 # At the first step teacher and student are equal and the warm-up's learning rate is zero, so that both added losses
@@ -143,9 +143,13 @@ class StageTraining(ProcessGroupTraining):
         self._held.after_step()
 
     def validate(self) -> tuple[dict, float]:
-        """No validation inside a stage; a finite constant keeps the trainer's NaN recovery and checkpoints at work."""
+        """No validation inside a stage."""
         self.best_fitness = 0.0
         return {}, 0.0
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """A stage writes no checkpoints to go back to; ``save_metrics`` says which loss is not finite."""
+        return False
 
     def final_eval(self) -> None:
         """Nothing: the learner evaluates the merged detector."""
@@ -155,7 +159,7 @@ class StageTraining(ProcessGroupTraining):
         self.history.append({name: float(value) for name, value in self.tloss.items()})
         broken = [name for name, value in self.history[-1].items() if value != value or abs(value) == float("inf")]
         if broken:
-            raise RuntimeError(f"epoch {self.epoch + 1}: {broken[0]} is not finite; a smaller train.lr0 may help")
+            raise not_finite(broken[0], self.epoch + 1, self.args.lr0)
         last = self.epoch + 1 >= self.epochs
         if self.steps_done >= (STEPS_UNTIL_MOVED if last else SURELY_MOVED):
             self._added.refuse_dead(self.steps_done)

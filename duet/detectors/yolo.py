@@ -16,6 +16,7 @@ from duet.config import MethodSettings
 from duet.detectors.base import Description
 from duet.detectors.parallel_head import ParallelDetect
 from duet.detectors.ultralytics_detector import UltralyticsDetector, name_classes
+from duet.detectors.ultralytics_layout import checked_layout
 from duet.detectors.yolo_training import YoloStageTrainer
 from duet.errors import InputError
 
@@ -51,7 +52,7 @@ class YoloDetector(UltralyticsDetector):
     def from_description(cls, description: Description) -> YoloDetector:
         """Build the network of a description; its tensors are still random."""
         layout = dict(description.architecture)
-        detector = cls(DetectionModel(layout["yaml"], nc=layout["tower_classes"], verbose=False))
+        detector = cls(DetectionModel(checked_layout(layout["yaml"]), nc=layout["tower_classes"], verbose=False))
         first, *later = layout["heads"]
         detector = detector._with_rows(description.classes[:first], seed=0)
         position = first

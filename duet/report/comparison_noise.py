@@ -11,9 +11,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from duet.errors import InputError
-from duet.evaluation.difference import Basis, mean_over_seeds
+from duet.evaluation.difference import REPLICATES_FILE, Basis, mean_over_seeds
 from duet.evaluation.difference import paired_difference as seeds_difference
-from duet.evaluation.intervals import REPLICATES_FILE
 
 LEVEL = 0.95
 
