@@ -151,9 +151,10 @@ def test_a_killed_update_leaves_nothing_or_everything(forge, place, undisturbed,
     kills = [{"rename": number} for number in (1, 3, 6)] + [{"seconds": chance.uniform(0, seconds)} for _ in range(6)]
     for kill in kills:
         assert forge.run("update", *arguments, out, cache=cache, kill=kill)[0] in (KILLED, 0)
-        if out.exists():
+        finished = out.exists()
+        if finished:
             assert content(out) == content(place / "updated")
-        assert forge.run("update", *arguments, out, cache=cache)[0] == (1 if out.exists() else 0)
+        assert forge.run("update", *arguments, out, cache=cache)[0] == (1 if finished else 0)  # never replaced
         assert content(out) == content(place / "updated")
         assert [path.name for path in place.glob(".update*")] == []
         shutil.rmtree(out)
