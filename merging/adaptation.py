@@ -25,12 +25,11 @@ from merging.checks import choice
 from merging.coefficients import Coefficients
 from merging.concrete import FixedMask, MaskDraw, mask_blocks
 from merging.entropy import entropy_loss
-from merging.family import Family
+from merging.family import Family, Forward
 
 BackwardMode = Literal["together", "per_task"]
 BACKWARD_MODES = ("together", "per_task")
 
-Forward = Callable[..., Any]
 Consume = Callable[[str, Tensor], None]
 
 
@@ -70,9 +69,10 @@ class MergedWeights:
     leaves: dict[str, Tensor]
     means: dict[str, float] = field(default_factory=dict)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def forward(self) -> Forward:
         """The merged model's forward pass."""
-        return self.family.run(self.leaves, *args, **kwargs)
+        return self.family.forward(self.leaves)
 
     def coefficient_gradient(self, key: str, gradient: Tensor) -> list[float]:
         """∂L/∂λ_1 … ∂L/∂λ_K through one tensor.

@@ -75,7 +75,5 @@ def through_inner_step(
 
 
 def _losses(family: Family, tasks: Sequence[UnlabelledTask], weights: dict[str, Tensor]) -> list[Tensor]:
-    def forward(*args: object, **kwargs: object) -> object:
-        return family.run(weights, *args, **kwargs)
-
+    forward = family.forward(weights)
     return [task.loss(task.logits(forward, task.next_batch())) for task in tasks]

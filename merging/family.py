@@ -24,6 +24,32 @@ Allocate = Callable[[int, str, torch.Size], Tensor]
 
 
 @dataclass(frozen=True)
+class Forward:
+    """A module run with other weights than its own; tied parameters follow the first of them.
+
+    Args:
+        module: left as it is.
+        weights: key → tensor; what is missing stays the module's own.
+    """
+
+    module: nn.Module
+    weights: Mapping[str, Tensor]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output."""
+        return functional_call(self.module, dict(self.weights), args, kwargs)
+
+    def inside(self, module: nn.Module, prefix: str) -> Forward:
+        """Another module that holds one like this under a name, such as a classifier with its backbone.
+
+        Args:
+            module: the outer module; its head keeps its own weights.
+            prefix: what the outer module's keys begin with, such as ``bert.``; empty for none.
+        """
+        return Forward(module, {prefix + key: tensor for key, tensor in self.weights.items()})
+
+
+@dataclass(frozen=True)
 class Family:
     """θ_0 and the task vectors τ_k, and how a merged model is run.
 
@@ -56,18 +82,9 @@ class Family:
             total.add_(vector[key].view(-1)[start:stop], alpha=factor)
         return total
 
-    def run(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The module's forward pass with other weights; tied parameters follow the first of them.
-
-        Args:
-            weights: key → tensor, of the keys of ``base``.
-            args: of the forward pass.
-            kwargs: of the forward pass.
-
-        Returns:
-            What the module returns.
-        """
-        return functional_call(self.module, {**self.fixed, **weights}, args, kwargs)
+    def forward(self, weights: Mapping[str, Tensor]) -> Forward:
+        """The module's forward pass with other weights, of the keys of ``base``."""
+        return Forward(self.module, {**self.fixed, **weights})
 
 
 def open_module_family(

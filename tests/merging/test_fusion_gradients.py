@@ -59,7 +59,7 @@ def test_gradients_equal_those_of_autograd(name, mode):
         leaves = {key: tensor.clone().requires_grad_() for key, tensor in logits.items()}
         values = coefficients.values.detach().clone().requires_grad_()
         weights = differentiable_merge(fam, values, coefficients.columns, leaves, draw)
-        total = [task.loss(task.logits(lambda *a: fam.run(weights, *a), task.next_batch())) for task in tasks(name)]
+        total = [task.loss(task.logits(fam.forward(weights), task.next_batch())) for task in tasks(name)]
         torch.stack(total).sum().backward()
     assert losses == pytest.approx([loss.item() for loss in total], rel=1e-5)
     assert set(by_hand) == set(fam.base)

@@ -1,0 +1,77 @@
+"""Ordinary supervised training, for the embedded task models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merging.fusion.problem import Samples
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a model is trained.
+
+    Args:
+        epochs: passes over the samples.
+        learning_rate: the largest, of AdamW under a one-cycle schedule.
+        batch: samples per step; the last, incomplete batch of an epoch is left out.
+        weight_decay: of AdamW.
+        seed: of the order.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch: int = 32
+    weight_decay: float = 0.01
+    seed: int = 0
+
+
+def train(
+    samples: Samples,
+    logits: Callable[[Any], Tensor],
+    parameters: Sequence[nn.Parameter],
+    plan: TrainingPlan,
+) -> list[float]:
+    """Minimise the cross-entropy, in place.
+
+    Args:
+        samples: with labels, at least one batch.
+        logits: the model: takes a batch, gives ``(N, C)``.
+        parameters: what is trained.
+        plan: how.
+
+    Returns:
+        Mean loss of every epoch.
+
+    Raises:
+        ValueError: when there are fewer samples than one batch, or the loss is not finite.
+    """
+    steps = len(samples.items) // plan.batch
+    if not steps or samples.labels is None:
+        raise ValueError(f"{samples.where}: expected at least {plan.batch} labelled samples, got {len(samples.items)}")
+    adam = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    rate = torch.optim.lr_scheduler.OneCycleLR(adam, plan.learning_rate, total_steps=plan.epochs * steps)
+    generator = torch.Generator().manual_seed(plan.seed)
+    history = []
+    for _ in range(plan.epochs):
+        order = torch.randperm(len(samples.items), generator=generator)[: steps * plan.batch]
+        total = 0.0
+        for chosen in order.view(steps, plan.batch).tolist():
+            truth = torch.tensor([samples.labels[place] for place in chosen])
+            loss = nn.functional.cross_entropy(
+                logits(samples.collate([samples.items[place] for place in chosen])), truth
+            )
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            rate.step()
+            total += loss.item()
+        if not total < float("inf"):
+            raise ValueError(f"{samples.where}: training diverged (loss {total / steps})")
+        history.append(total / steps)
+    return history

@@ -1,0 +1,186 @@
+"""Five image classification tasks from real pictures that scikit-learn carries, and letters to pretrain on.
+
+The pictures are 1,797 handwritten digits of 8 × 8 pixels and two photographs. Digits and places of the photographs that
+train are never those that test. Every picture is 32 × 32, RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+
+SIDE = 32
+Split = Literal["train", "unlabelled", "test"]
+# Of the 1,797 digits, in their order; of the photographs, columns of 64 pixels in turn (see _patch).
+DIGITS = {"train": (0, 1000), "unlabelled": (1000, 1350), "test": (1350, 1797)}
+SEEDS = {"train": 11, "unlabelled": 22, "test": 33}
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Italic", "DejaVuSansMono", "STIXGeneral")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TURNABLE = (2, 3, 4, 5, 7)  # the other digits look alike upside down, or turn into another
+
+
+@dataclass(frozen=True)
+class PictureTask:
+    """One task: what a picture shows, and its classes.
+
+    Args:
+        name: of the task.
+        classes: names, in the order of the labels.
+        draw: takes a generator, the split and the label, and gives the picture.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    draw: Callable[[np.random.Generator, Split, int], Image.Image]
+
+
+def pictures(task: PictureTask, split: Split, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw pictures of a task; the same arguments give the same pictures.
+
+    Args:
+        task: which.
+        split: whose digits and places.
+        count: number of pictures; labels come in turn, so that classes are equally frequent.
+        seed: of the drawing.
+
+    Returns:
+        ``(count, 3, 32, 32)`` uint8 RGB, and ``(count,)`` int64 labels.
+    """
+    generator = np.random.default_rng([seed, SEEDS[split], sum(map(ord, task.name))])
+    labels = np.arange(count) % len(task.classes)
+    drawn = [np.asarray(task.draw(generator, split, int(label)), dtype=np.uint8) for label in labels]
+    return np.stack(drawn).transpose(0, 3, 1, 2), labels
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return (data.images / 16 * 255).astype(np.uint8), data.target
+
+
+@cache
+def _photographs() -> tuple[Image.Image, ...]:
+    from sklearn.datasets import load_sample_images
+
+    return tuple(Image.fromarray(image) for image in load_sample_images().images)  # 427 × 640 each
+
+
+def _patch(generator: np.random.Generator, split: Split, photograph: int, left: float = 0.0, right: float = 1.0):
+    """A square of 32 pixels of a photograph, from columns of its own for each split."""
+    image = _photographs()[photograph]
+    starts = [start for start in range(0, image.width - 63, 64) if left <= (start + 32) / image.width < right]
+    start = starts[generator.integers(len(starts))]
+    low, high = {"train": (0, 24), "unlabelled": (24, 28), "test": (28, 32)}[split]
+    x = start + int(generator.integers(low, high))
+    y = int(generator.integers(0, image.height - SIDE))
+    return image.crop((x, y, x + SIDE, y + SIDE))
+
+
+def _ground(generator: np.random.Generator, split: Split) -> Image.Image:
+    """A dimmed piece of a photograph, to draw on."""
+    patch = np.asarray(_patch(generator, split, int(generator.integers(2))), dtype=np.float32)
+    return Image.fromarray((patch * 0.35 + generator.uniform(0, 60)).clip(0, 255).astype(np.uint8))
+
+
+def _ink(ground: Image.Image, strength: Image.Image, place: tuple[int, int], generator: np.random.Generator) -> None:
+    colour = tuple(int(value) for value in generator.integers(150, 256, 3))
+    ground.paste(Image.new("RGB", strength.size, colour), place, strength)
+
+
+def _digit(generator: np.random.Generator, split: Split, among: tuple[int, ...], side: int) -> Image.Image:
+    images, labels = _digits()
+    low, high = DIGITS[split]
+    places = np.flatnonzero(np.isin(labels[low:high], among)) + low
+    image = Image.fromarray(images[places[generator.integers(len(places))]])
+    return image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _placed(generator: np.random.Generator, split: Split, strength: Image.Image) -> Image.Image:
+    ground = _ground(generator, split)
+    room = SIDE - strength.width
+    place = (int(generator.integers(0, room + 1)), int(generator.integers(0, room + 1)))
+    _ink(ground, strength, place, generator)
+    return ground
+
+
+def _draw_digit(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
+    return _placed(generator, split, _digit(generator, split, (label,), int(generator.integers(22, 31))))
+
+
+def _draw_turn(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
+    upright = _digit(generator, split, TURNABLE, int(generator.integers(22, 31)))
+    return _placed(generator, split, upright.rotate(90 * label))
+
+
+def _draw_count(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
+    ground = _ground(generator, split)
+    for corner in generator.permutation(4)[: label + 1]:
+        strength = _digit(generator, split, tuple(range(10)), int(generator.integers(12, 16)))
+        place = (
+            int(corner % 2) * 16 + int(generator.integers(0, 3)),
+            int(corner // 2) * 16 + int(generator.integers(0, 3)),
+        )
+        _ink(ground, strength, place, generator)
+    return ground
+
+
+def _draw_place(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
+    quarter = label % 2
+    patch = _patch(generator, split, label // 2, 0.5 * quarter, 0.5 * quarter + 0.5)
+    return patch if generator.random() < 0.5 else ImageOps.mirror(patch)
+
+
+def _draw_filter(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
+    patch = _patch(generator, split, int(generator.integers(2)))
+    if label == 0:
+        return patch
+    if label == 1:
+        return patch.filter(ImageFilter.GaussianBlur(1.5))
+    if label == 2:
+        noise = generator.normal(0, 25, (SIDE, SIDE, 3))
+        return Image.fromarray((np.asarray(patch) + noise).clip(0, 255).astype(np.uint8))
+    if label == 3:
+        return ImageOps.posterize(patch, 2)
+    if label == 4:
+        return ImageOps.invert(patch)
+    return patch.resize((8, 8), Image.Resampling.BOX).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+
+
+def _draw_letter(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    font = _font(str(folder / f"{FONTS[generator.integers(len(FONTS))]}.ttf"), int(generator.integers(18, 29)))
+    strength = Image.new("L", (SIDE, SIDE))
+    centre = (SIDE / 2 + generator.uniform(-4, 4), SIDE / 2 + generator.uniform(-4, 4))
+    ImageDraw.Draw(strength).text(centre, LETTERS[label], fill=255, font=font, anchor="mm")
+    strength = strength.rotate(float(generator.uniform(-15, 15)), Image.Resampling.BILINEAR)
+    ground = _ground(generator, split)
+    _ink(ground, strength, (0, 0), generator)
+    return ground
+
+
+@cache
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
+
+
+LETTER_TASK = PictureTask("letters", tuple(LETTERS), _draw_letter)
+PICTURE_TASKS: dict[str, PictureTask] = {
+    task.name: task
+    for task in (
+        PictureTask("digit", tuple("0123456789"), _draw_digit),
+        PictureTask("turn", ("upright", "90°", "180°", "270°"), _draw_turn),
+        PictureTask("count", ("one", "two", "three", "four"), _draw_count),
+        PictureTask("place", ("temple left", "temple right", "flower left", "flower right"), _draw_place),
+        PictureTask("filter", ("none", "blurred", "noisy", "posterised", "inverted", "coarse"), _draw_filter),
+    )
+}
