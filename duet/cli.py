@@ -16,6 +16,7 @@ from duet.data_command import data
 from duet.errors import InputError
 from duet.evaluate_command import evaluate
 from duet.export_command import export
+from duet.fuse_command import fuse
 from duet.inspect_command import inspect
 from duet.merge_command import merge
 from duet.predict_command import predict
@@ -109,6 +110,7 @@ def weights(
 
 app.command(name="evaluate")(evaluate)
 app.command(name="export")(export)
+app.command(name="fuse")(fuse)
 app.command(name="inspect")(inspect)
 app.command(name="merge")(merge)
 app.command(name="update")(update)

@@ -39,13 +39,12 @@ class DataSettings(Section):
 
 
 class HeadSettings(Section):
-    """Where a task's head comes from.
+    """How a task's head is made.
 
-    ``own`` is that of the fine-tuned checkpoint. ``zero-shot`` is CLIP's: the mean text embedding of each class over
-    the templates, in which ``{}`` stands for the class. ``answers`` compares generated text with the classes' names.
+    CLIP's are zero-shot: the mean text embedding of each class over the templates, in which ``{}`` stands for it.
+    Classifiers have the head of their own checkpoint, and text-to-text models need none.
     """
 
-    kind: Literal["own", "zero-shot", "answers"] = "own"
     templates: tuple[str, ...] = ("a photo of a {}.",)
 
 
@@ -56,8 +55,15 @@ class TaskSettings(Section):
     model: str = Field(
         description="folder, file, or name on the hub; a LoRA adapter is merged into the pretrained model"
     )
-    classes: tuple[str, ...] = Field(description="in the order of the head, as the data name them or number them")
-    class_names: tuple[str, ...] | None = Field(None, description="what zero-shot heads call the classes")
+    classes: tuple[str, ...] | Literal["folders"] = Field(
+        description="in the order of the head, as the data name or number them; `folders` of the test set, sorted"
+    )
+    class_names: tuple[str, ...] | None = Field(
+        None, description="what zero-shot heads call the classes, or how answers begin; `_` becomes a space by default"
+    )
+    metric: Literal["accuracy", "spearman"] = Field(
+        "accuracy", description="spearman: the labels are numbers, and so are the classes, whose mean is the prediction"
+    )
     head: HeadSettings = HeadSettings()
     prompt: str = Field("{text}", description="what a text-to-text model is asked: {text} and {text_pair}")
     unlabelled: DataSettings

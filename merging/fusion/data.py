@@ -17,6 +17,32 @@ IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Row = dict[str, Any]
 
 
+def task_classes(settings: FusionSettings, task: TaskSettings) -> tuple[str, ...]:
+    """The classes of a task: those of the configuration, or the sorted folders of its test set.
+
+    Raises:
+        FileNotFoundError: when there is no such folder.
+    """
+    if task.classes != "folders":
+        return tuple(task.classes)
+    path = settings.path(task.test.path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"task '{task.name}': {path}: no such folder")
+    return tuple(sorted(found.name for found in path.iterdir() if found.is_dir()))
+
+
+def class_words(task: TaskSettings, classes: Sequence[str]) -> tuple[str, ...]:
+    """What people call the classes.
+
+    Raises:
+        ValueError: when there are not as many class names as classes.
+    """
+    names = task.class_names or tuple(name.replace("_", " ") for name in classes)
+    if len(names) != len(classes):
+        raise ValueError(f"task '{task.name}': {len(names)} class_names for {len(classes)} classes")
+    return names
+
+
 def task_samples(
     settings: FusionSettings, task: TaskSettings, collate: Callable[[list[Any]], Any]
 ) -> tuple[Samples, Samples]:
@@ -37,46 +63,47 @@ def task_samples(
     made = []
     for data, labelled in ((task.unlabelled, False), (task.test, True)):
         read = _folder if data.format == "folder" else _table
-        items, labels = read(data, settings.path(data.path), task, labelled)
+        items, labels = read(data, settings.path(data.path), task, task_classes(settings, task) if labelled else ())
         items, labels = _limited(items, labels, data.limit, settings.seed)
         made.append(Samples(items, labels if labelled else None, collate, str(settings.path(data.path))))
     return made[0], made[1]
 
 
-def _folder(data: DataSettings, path: Path, task: TaskSettings, labelled: bool) -> tuple[list[Any], list[int]]:
-    """One folder per class; an unlabelled set may also be a plain folder of images."""
+def _folder(data: DataSettings, path: Path, task: TaskSettings, classes: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    """One folder per class; without classes, all images below the folder."""
     if not path.is_dir():
         raise FileNotFoundError(f"task '{task.name}': {path}: no such folder")
-    folders = {name: path / name for name in task.classes}
+    if not classes:
+        return _images(path), []
+    folders = {name: path / name for name in classes}
     missing = [name for name, folder in folders.items() if not folder.is_dir()]
-    if labelled and missing:
+    if missing:
         raise ValueError(f"task '{task.name}': {path} has no folder '{missing[0]}'; expected one per class")
-    if labelled:
-        extra = [found.name for found in sorted(path.iterdir()) if found.is_dir() and found.name not in folders]
-        if extra:
-            raise ValueError(f"task '{task.name}': {path / extra[0]} is no class of the task")
-        pairs = [(image, label) for label, folder in enumerate(folders.values()) for image in _images(folder)]
-        return [image for image, _ in pairs], [label for _, label in pairs]
-    return _images(path), []
+    extra = [found.name for found in sorted(path.iterdir()) if found.is_dir() and found.name not in folders]
+    if extra:
+        raise ValueError(f"task '{task.name}': {path / extra[0]} is no class of the task")
+    pairs = [(image, label) for label, folder in enumerate(folders.values()) for image in _images(folder)]
+    return [image for image, _ in pairs], [label for _, label in pairs]
 
 
 def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
 
 
-def _table(data: DataSettings, path: Path, task: TaskSettings, labelled: bool) -> tuple[list[Any], list[int]]:
+def _table(data: DataSettings, path: Path, task: TaskSettings, classes: Sequence[str]) -> tuple[list[Any], list[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"task '{task.name}': {path}: no such file")
     items: list[Any] = []
-    labels: list[int] = []
+    labels: list[Any] = []
     for number, row in _rows(path, data):
         where = f"task '{task.name}': {path}, line {number}"
         text = _cell(row, data.text, where)
         items.append(text if data.text_pair is None else (text, _cell(row, data.text_pair, where)))
-        if labelled:
+        if classes:
             if data.label is None:
                 raise ValueError(f"task '{task.name}': the test set needs a label column")
-            labels.append(_class_index(_cell(row, data.label, where), task.classes, where))
+            value = _cell(row, data.label, where)
+            labels.append(_real(value, where) if task.metric == "spearman" else _class_index(value, classes, where))
     return items, labels
 
 
@@ -117,6 +144,13 @@ def _cell(row: Row, column: str, where: str) -> str:
     if column not in row:
         raise ValueError(f"{where}: no column '{column}'; found: {', '.join(map(str, row))}")
     return str(row[column])
+
+
+def _real(value: str, where: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{where}: label '{value}': expected a number") from None
 
 
 def _class_index(value: str, classes: Sequence[str], where: str) -> int:

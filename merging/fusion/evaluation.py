@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from scipy.stats import spearmanr
 
 from merging.family import Forward, evaluating
 from merging.fusion.problem import FusionProblem, FusionTask
 from merging.result import State
 
 
-def accuracy(forward: Forward, task: FusionTask, batch: int = 64) -> float:
-    """Share of the task's test samples that are classified right, from 0 to 1.
+def score(forward: Forward, task: FusionTask, batch: int = 64) -> float:
+    """Share of the task's test samples that are classified right, from 0 to 1; or Spearman's rank correlation.
 
     Args:
         forward: the model without head.
-        task: head and test set.
+        task: head, test set and metric.
         batch: samples at once.
 
     Returns:
-        The accuracy.
+        The accuracy, or the correlation from −1 to 1; 0 where all predictions are equal.
 
     Raises:
         ValueError: when head and classes do not fit, or logits are not finite.
     """
-    right = total = 0
+    predicted: list[float] = []
+    truth: list[float] = []
     for inputs, labels in task.test.batches(batch):
         with torch.no_grad():
             logits = task.logits(forward, inputs)
         check_logits(logits, task)
-        right += int((task.predict(logits).cpu() == torch.tensor(labels)).sum())
-        total += len(labels)
-    return right / total
+        predicted += task.predict(logits).tolist()
+        truth += labels
+    if task.metric == "spearman":
+        correlation = float(spearmanr(predicted, truth).statistic) if len(set(predicted)) > 1 else 0.0
+        return correlation if math.isfinite(correlation) else 0.0
+    return sum(one == other for one, other in zip(predicted, truth)) / len(truth)
 
 
 def check_logits(logits: torch.Tensor, task: FusionTask) -> None:
@@ -63,7 +69,7 @@ def accuracies(problem: FusionProblem, state: State, tasks: Sequence[FusionTask]
     """
     with evaluating(problem.module):
         forward = Forward(problem.module, state)
-        return {task.name: accuracy(forward, task) for task in (tasks or problem.tasks)}
+        return {task.name: score(forward, task) for task in (tasks or problem.tasks)}
 
 
 def mean(values: Mapping[str, float]) -> float:

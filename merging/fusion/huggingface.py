@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from merging.entropy import first_token_entropy
 from merging.family import Forward
 from merging.fusion.config import FusionSettings, TaskSettings
-from merging.fusion.data import task_samples
+from merging.fusion.data import class_words, task_classes, task_samples
 from merging.fusion.problem import FusionProblem, FusionTask, Inside
 from merging.result import State
 
@@ -63,9 +63,11 @@ def clip_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     tasks = []
     for task in settings.tasks:
         tuned = _open(transformers.CLIPVisionModel, settings, task.model).float()
-        head = ClipHead(whole.visual_projection, zero_shot_weights(whole, processor.tokenizer, task))
+        classes = task_classes(settings, task)
+        weights = zero_shot_weights(whole, processor.tokenizer, task, class_words(task, classes))
         sets = task_samples(settings, task, _images(processor.image_processor))
-        tasks.append(FusionTask(task.name, task.classes, tuned.state_dict(), head, *sets))
+        head = ClipHead(whole.visual_projection, weights)
+        tasks.append(FusionTask(task.name, classes, tuned.state_dict(), head, *sets))
     return FusionProblem(module, tuple(tasks), _saver(module, processor), {})
 
 
@@ -88,15 +90,12 @@ class ClipHead:
 
 
 @torch.no_grad()
-def zero_shot_weights(model: nn.Module, tokenizer: Any, task: TaskSettings) -> Tensor:
+def zero_shot_weights(model: nn.Module, tokenizer: Any, task: TaskSettings, names: tuple[str, ...]) -> Tensor:
     """One row per class, ``(C, D)``: see :func:`clip_problem`.
 
     Raises:
-        ValueError: when there are not as many class names as classes, or a template has no place for them.
+        ValueError: when a template has no place for a class.
     """
-    names = task.class_names or task.classes
-    if len(names) != len(task.classes):
-        raise ValueError(f"task '{task.name}': {len(names)} class_names for {len(task.classes)} classes")
     if any("{}" not in template for template in task.head.templates):
         raise ValueError(f"task '{task.name}': a template of the head has no {{}}")
     rows = []
@@ -112,27 +111,21 @@ def text2text_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     """Flan-T5 and its kind, with full checkpoints or LoRA adapters; arguments as :func:`image_problem`.
 
     The loss is the entropy of the first answer token over the whole vocabulary. A prediction is the class whose answer
-    begins with the most probable first token among the classes' own; answers must begin differently.
+    begins with the most probable first token among the classes' own; answers must begin differently. For numbers
+    (``metric: spearman``) it is the mean of the classes under the probabilities of their first tokens.
     """
     transformers = _transformers()
     tokenizer = _open(transformers.AutoTokenizer, settings, str(settings.pretrained))
     module = _open(transformers.AutoModelForSeq2SeqLM, settings, str(settings.pretrained)).float().eval()
     tasks = []
+    answer = FirstToken(module.config.decoder_start_token_id)
     for task in settings.tasks:
-        firsts = first_tokens(tokenizer, task)
+        classes = task_classes(settings, task)
+        firsts = first_tokens(tokenizer, task, class_words(task, classes))
         sets = task_samples(settings, task, _prompts(tokenizer, settings.length, task))
-        answer = FirstToken(module.config.decoder_start_token_id)
-        tasks.append(
-            FusionTask(
-                task.name,
-                task.classes,
-                _tuned(settings, task, module, transformers),
-                answer,
-                *sets,
-                loss=first_token_entropy,
-                predict=lambda logits, firsts=firsts: logits[:, 0, firsts].argmax(-1),
-            )
-        )
+        predict = _expectation(firsts, _numbers(task, classes)) if task.metric == "spearman" else _choice(firsts)
+        tuned = _tuned(settings, task, module, transformers)
+        tasks.append(FusionTask(task.name, classes, tuned, answer, *sets, first_token_entropy, predict, task.metric))
     return FusionProblem(module, tuple(tasks), _saver(module, tokenizer), {})
 
 
@@ -152,16 +145,31 @@ class FirstToken:
         return forward(**batch, decoder_input_ids=start).logits
 
 
-def first_tokens(tokenizer: Any, task: TaskSettings) -> list[int]:
+def first_tokens(tokenizer: Any, task: TaskSettings, names: tuple[str, ...]) -> list[int]:
     """The first token of every class's answer.
 
     Raises:
         ValueError: when two classes begin with the same token.
     """
-    firsts = [tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in task.class_names or task.classes]
+    firsts = [tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in names]
     if len(set(firsts)) < len(firsts):
         raise ValueError(f"task '{task.name}': two classes begin with the same token; name them otherwise")
     return firsts
+
+
+def _choice(firsts: list[int]) -> Callable[[Tensor], Tensor]:
+    return lambda logits: logits[:, 0, firsts].argmax(-1)
+
+
+def _expectation(firsts: list[int], values: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda logits: logits[:, 0, firsts].softmax(-1) @ values
+
+
+def _numbers(task: TaskSettings, classes: tuple[str, ...]) -> Tensor:
+    try:
+        return torch.tensor([float(name) for name in classes])
+    except ValueError:
+        raise ValueError(f"task '{task.name}': metric spearman needs numbers as classes, got {classes}") from None
 
 
 def _tuned(settings: FusionSettings, task: TaskSettings, module: nn.Module, transformers: Any) -> State:
@@ -182,15 +190,16 @@ def _classifiers(settings: FusionSettings, kind: Any, collate: Collate, processo
     module, tasks = pretrained.base_model, []
     for task in settings.tasks:
         whole = _open(kind, settings, task.model).float()
-        if whole.config.num_labels != len(task.classes):
+        classes = task_classes(settings, task)
+        if whole.config.num_labels != len(classes):
             raise ValueError(
                 f"task '{task.name}': the head of {task.model} gives {whole.config.num_labels} classes, "
-                f"{len(task.classes)} are named"
+                f"{len(classes)} are named"
             )
         prefix = whole.base_model_prefix + "."
         model = {key: tensor.clone() for key, tensor in whole.base_model.state_dict().items()}
         sets = task_samples(settings, task, collate)
-        tasks.append(FusionTask(task.name, task.classes, model, Inside.stripped(whole, prefix), *sets))
+        tasks.append(FusionTask(task.name, classes, model, Inside.stripped(whole, prefix), *sets))
     return FusionProblem(module, tuple(tasks), _saver(module, processor), {})
 
 

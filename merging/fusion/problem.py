@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +22,17 @@ class Samples:
 
     Args:
         items: what ``collate`` takes a list of: paths, arrays, texts.
-        labels: index of the class of each, or ``None``.
+        labels: index of the class of each, or the number that is to be predicted; or ``None``.
         collate: makes one batch of some items.
         where: where they come from, for messages.
     """
 
     items: Sequence[Any]
-    labels: Sequence[int] | None
+    labels: Sequence[int] | Sequence[float] | None
     collate: Callable[[list[Any]], Any]
     where: str
 
-    def batches(self, size: int) -> Iterator[tuple[Any, list[int]]]:
+    def batches(self, size: int) -> Iterator[tuple[Any, list[float]]]:
         """All samples in order, in batches of at most ``size``; with their labels, none where there are none."""
         for start in range(0, len(self.items), size):
             chosen = range(start, min(start + size, len(self.items)))
@@ -60,7 +60,8 @@ class FusionTask:
         unlabelled: what entropies are computed on.
         test: what accuracies are computed on.
         loss: see :class:`merging.UnlabelledTask`.
-        predict: from logits to class indices.
+        predict: from logits to class indices, or to numbers.
+        metric: ``accuracy``, or ``spearman``: the rank correlation of predicted and true numbers.
     """
 
     name: str
@@ -71,6 +72,7 @@ class FusionTask:
     test: Samples
     loss: Callable[[Tensor], Tensor] = entropy_loss
     predict: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(dim=-1)
+    metric: Literal["accuracy", "spearman"] = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ def _check_labels(task: FusionTask) -> None:
     labels = task.test.labels
     if labels is None:
         raise ValueError(f"task '{task.name}': the test set has no labels ({task.test.where})")
+    if task.metric == "spearman":
+        return
     outside = [label for label in labels if not 0 <= label < len(task.classes)]
     if outside:
         raise ValueError(

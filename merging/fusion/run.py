@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -16,12 +17,12 @@ from merging.family import Family, Forward, evaluating, open_module_family
 from merging.fusion.config import FusionSettings
 from merging.fusion.evaluation import check_logits, mean
 from merging.fusion.methods import METHODS, Context, Fused
-from merging.fusion.problem import FusionProblem, check_problem
+from merging.fusion.problem import FusionProblem, FusionTask, check_problem
 from merging.fusion.sources import build_problem
 from merging.result import State
 
 Progress = Callable[[str, int, int], None]
-Keep = Callable[[str, FusionProblem, State, Mapping[str, Any]], None]
+Keep = Callable[[str, FusionProblem, State, Mapping[str, Any], float], None]
 
 
 def fuse(
@@ -32,7 +33,7 @@ def fuse(
     Args:
         settings: the configuration.
         cache: folder for fine-tuned models of the embedded problems, and for task vectors on disk.
-        keep: called with every merged model: name of the method, problem, state, provenance.
+        keep: called with every merged model: name of the method, problem, state, provenance, average accuracy.
         progress: called with the name of a phase, steps done and steps in total.
 
     Returns:
@@ -60,7 +61,7 @@ def fuse(
         fused = METHODS[name].run(context, getattr(settings.methods, name))
         lines.append(_line(name, fused, time.perf_counter() - clock))
         if keep is not None and fused.state is not None:
-            keep(name, problem, fused.state, fused.provenance)
+            keep(name, problem, fused.state, fused.provenance, mean(fused.accuracy))
     _normalise(lines)
     return {
         "name": settings.name,
@@ -134,14 +135,22 @@ def _normalise(lines: list[dict[str, Any]]) -> None:
         line["average_normalised"] = sum(known) / len(known) if len(known) == len(ratios) else None
 
 
-def _task(task: Any) -> dict[str, Any]:
+def _task(task: FusionTask) -> dict[str, Any]:
     return {
         "name": task.name,
         "classes": list(task.classes),
         "unlabelled": len(task.unlabelled.items),
         "test": len(task.test.items),
-        "chance": max(task.test.labels.count(label) for label in range(len(task.classes))) / len(task.test.labels),
+        "metric": task.metric,
+        "chance": _largest_class(task),
     }
+
+
+def _largest_class(task: FusionTask) -> float | None:
+    """Share of the most frequent class: what a model has that always says the same."""
+    if task.metric != "accuracy":
+        return None
+    return max(Counter(task.test.labels).values()) / len(task.test.labels)
 
 
 def _versions() -> dict[str, str]:

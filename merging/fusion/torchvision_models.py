@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from merging.checks import known
 from merging.fusion.config import FusionSettings, TaskSettings
-from merging.fusion.data import task_samples
+from merging.fusion.data import task_classes, task_samples
 from merging.fusion.problem import FusionProblem, FusionTask, Inside
 from merging.opening import open_model
 from merging.result import State
@@ -52,13 +52,13 @@ def torchvision_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
 def _task(settings: FusionSettings, task: TaskSettings, architecture: str, head: str, collate: Any) -> FusionTask:
     import torchvision
 
-    path = settings.path(task.model)
+    path, classes = settings.path(task.model), task_classes(settings, task)
     state = _state(path)
     count = next((len(tensor) for key, tensor in reversed(state.items()) if key.startswith(head + ".")), 0)
     if not count:
         raise ValueError(f"task '{task.name}': {path} has no tensor under '{head}.': a head is needed")
-    if count != len(task.classes):
-        raise ValueError(f"task '{task.name}': the head of {path} gives {count} classes, {len(task.classes)} are named")
+    if count != len(classes):
+        raise ValueError(f"task '{task.name}': the head of {path} gives {count} classes, {len(classes)} are named")
     whole = torchvision.models.get_model(architecture, weights=None, num_classes=count)
     own = {key: tensor for key, tensor in state.items() if key.startswith(head + ".")}
     _load(getattr(whole, head), {key.removeprefix(head + "."): tensor for key, tensor in own.items()}, task.name)
