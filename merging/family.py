@@ -18,7 +18,7 @@ from merging.merger import MergeSettings
 from merging.opening import Model, open_family
 from merging.plan import MergePlan, plan_merge
 from merging.result import State
-from merging.sources import TensorSource
+from merging.sources import StateSource, TensorSource
 
 Allocate = Callable[[int, str, torch.Size], Tensor]
 
@@ -85,6 +85,20 @@ class Family:
     def forward(self, weights: Mapping[str, Tensor]) -> Forward:
         """The module's forward pass with other weights, of the keys of ``base``."""
         return Forward(self.module, {**self.fixed, **weights})
+
+
+def forward_of(module: nn.Module, state: State) -> Forward:
+    """A module run with a whole state; of tied parameters the first counts, wherever its copies come from.
+
+    Args:
+        module: left as it is.
+        state: keys as those of the module.
+
+    Returns:
+        Its forward pass.
+    """
+    tied = StateSource(module.state_dict(), "module").tied
+    return Forward(module, {key: tensor.detach() for key, tensor in state.items() if key not in tied})
 
 
 def open_module_family(

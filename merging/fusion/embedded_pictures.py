@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from merging.fusion.cache import cached_weights, load_weights
-from merging.fusion.finetune import TrainingPlan, train
+from merging.fusion.finetune import TrainingPlan, probe, train
 from merging.fusion.pictures import LETTER_TASK, PICTURE_TASKS, PictureTask, pictures
 from merging.fusion.problem import FusionProblem, FusionTask, Inside, Samples
 from merging.result import State
 
-VERSION = 1  # of everything that decides the weights but stands in no option
+VERSION = 2  # of everything that decides the weights but stands in no option
 WIDTH = 96
 
 
@@ -39,11 +39,11 @@ def embedded_pictures(
     tasks: tuple[str, ...] = tuple(PICTURE_TASKS),
     pretraining: int = 3000,
     pretraining_epochs: int = 6,
-    training: int = 1500,
+    training: int = 1200,
     unlabelled: int = 300,
     test: int = 400,
-    epochs: int = 5,
-    learning_rate: float = 2e-3,
+    epochs: int = 3,
+    learning_rate: float = 1e-3,
 ) -> FusionProblem:
     """Build the problem; task models come from the cache or are trained now.
 
@@ -112,8 +112,12 @@ def _pretrain(module: PictureNet, count: int, epochs: int, seed: int) -> tuple[S
 
 
 def _finetune(module: PictureNet, task: PictureTask, count: int, plan: TrainingPlan) -> tuple[State, dict[str, Any]]:
-    whole = nn.Sequential(copy.deepcopy(module), _head(len(task.classes), plan.seed)).train()
-    losses = train(_samples(task, "train", count, plan.seed), whole, list(whole.parameters()), plan)
+    """Head first, on the pretrained features; then the network under that head."""
+    backbone, head = copy.deepcopy(module), nn.Linear(WIDTH, len(task.classes))
+    samples = _samples(task, "train", count, plan.seed)
+    probe(samples, backbone, head)
+    whole = nn.Sequential(backbone, head.requires_grad_(False))
+    losses = train(samples, whole, list(backbone.parameters()), plan)
     return whole.state_dict(), {"losses": losses}
 
 

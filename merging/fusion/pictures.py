@@ -73,20 +73,30 @@ def _photographs() -> tuple[Image.Image, ...]:
     return tuple(Image.fromarray(image) for image in load_sample_images().images)  # 427 × 640 each
 
 
-def _patch(generator: np.random.Generator, split: Split, photograph: int, left: float = 0.0, right: float = 1.0):
+def _patch(
+    generator: np.random.Generator,
+    split: Split,
+    photograph: int,
+    left: float = 0.0,
+    right: float = 1.0,
+    contrast: float = 25.0,
+):
     """A square of 32 pixels of a photograph, from columns of its own for each split."""
     image = _photographs()[photograph]
     starts = [start for start in range(0, image.width - 63, 64) if left <= (start + 32) / image.width < right]
-    start = starts[generator.integers(len(starts))]
     low, high = {"train": (0, 24), "unlabelled": (24, 28), "test": (28, 32)}[split]
-    x = start + int(generator.integers(low, high))
-    y = int(generator.integers(0, image.height - SIDE))
-    return image.crop((x, y, x + SIDE, y + SIDE))
+    for _ in range(20):  # sky and other plain surfaces say nothing; after a while anything will do
+        x = starts[generator.integers(len(starts))] + int(generator.integers(low, high))
+        y = int(generator.integers(0, image.height - SIDE))
+        patch = image.crop((x, y, x + SIDE, y + SIDE))
+        if np.asarray(patch).std(axis=(0, 1)).mean() > contrast:
+            break
+    return patch
 
 
 def _ground(generator: np.random.Generator, split: Split) -> Image.Image:
     """A dimmed piece of a photograph, to draw on."""
-    patch = np.asarray(_patch(generator, split, int(generator.integers(2))), dtype=np.float32)
+    patch = np.asarray(_patch(generator, split, int(generator.integers(2)), contrast=0.0), dtype=np.float32)
     return Image.fromarray((patch * 0.35 + generator.uniform(0, 60)).clip(0, 255).astype(np.uint8))
 
 
@@ -145,7 +155,7 @@ def _draw_filter(generator: np.random.Generator, split: Split, label: int) -> Im
     if label == 1:
         return patch.filter(ImageFilter.GaussianBlur(1.5))
     if label == 2:
-        noise = generator.normal(0, 25, (SIDE, SIDE, 3))
+        noise = generator.normal(0, 30, (SIDE, SIDE, 3))
         return Image.fromarray((np.asarray(patch) + noise).clip(0, 255).astype(np.uint8))
     if label == 3:
         return ImageOps.posterize(patch, 2)

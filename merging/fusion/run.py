@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.family import Family, Forward, evaluating, open_module_family
+from merging.family import Family, evaluating, forward_of, open_module_family
 from merging.fusion.config import FusionSettings
 from merging.fusion.evaluation import check_logits, mean
 from merging.fusion.methods import METHODS, Context, Fused
@@ -51,7 +51,7 @@ def fuse(
     problem = build_problem(settings, cache)
     check_problem(problem)
     family = open_family_of(problem, settings, cache)
-    _check_heads(problem, family)
+    _check_heads(problem)
     built = time.perf_counter() - started
     lines = []
     chosen = [name for name in METHODS if getattr(settings.methods, name) is not None]
@@ -98,13 +98,13 @@ def open_family_of(problem: FusionProblem, settings: FusionSettings, cache: Path
     return open_module_family(problem.module, models, allocate=mapped)
 
 
-def _check_heads(problem: FusionProblem, family: Family) -> None:
+def _check_heads(problem: FusionProblem) -> None:
     """One sample through every head, before hours of work."""
     with evaluating(problem.module), torch.no_grad():
-        state = {key: tensor.detach() for key, tensor in problem.module.state_dict().items()}
+        forward = forward_of(problem.module, problem.module.state_dict())
         for task in problem.tasks:
             batch, _ = next(task.test.batches(1))
-            check_logits(task.logits(Forward(problem.module, state), batch), task)
+            check_logits(task.logits(forward, batch), task)
 
 
 def _line(name: str, fused: Fused, seconds: float) -> dict[str, Any]:

@@ -63,9 +63,7 @@ def _task(settings: FusionSettings, task: TaskSettings, architecture: str, head:
     own = {key: tensor for key, tensor in state.items() if key.startswith(head + ".")}
     _load(getattr(whole, head), {key.removeprefix(head + "."): tensor for key, tensor in own.items()}, task.name)
     model = {key: tensor for key, tensor in state.items() if key not in own}
-    return FusionTask(
-        task.name, task.classes, model, Inside.stripped(whole, ""), *task_samples(settings, task, collate)
-    )
+    return FusionTask(task.name, classes, model, Inside.stripped(whole, ""), *task_samples(settings, task, collate))
 
 
 def _without_head(module: nn.Module) -> tuple[nn.Module, str]:
