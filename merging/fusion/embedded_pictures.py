@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from merging.checks import known
 from merging.fusion.cache import cached_weights, load_weights
 from merging.fusion.finetune import TrainingPlan, probe, train
 from merging.fusion.pictures import LETTER_TASK, PICTURE_TASKS, PictureTask, pictures
@@ -61,7 +62,12 @@ def embedded_pictures(
 
     Returns:
         The problem.
+
+    Raises:
+        ValueError: for a task that there is not.
     """
+    for name in tasks:
+        known("embedded task", name, PICTURE_TASKS)
     module = _seeded(seed)
     recipe: dict[str, Any] = {"name": "letters", "version": VERSION, "seed": seed, "count": pretraining}
     recipe["epochs"] = pretraining_epochs

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from merging.checks import known
 from merging.fusion.cache import cached_weights, load_weights
 from merging.fusion.finetune import TrainingPlan, probe, train
 from merging.fusion.problem import FusionProblem, FusionTask, Inside, Samples
@@ -106,7 +107,12 @@ def embedded_texts(
 
     Returns:
         The problem.
+
+    Raises:
+        ValueError: for a task that there is not.
     """
+    for name in tasks:
+        known("embedded task", name, TEXT_TASKS)
     counts = {"train": training, "unlabelled": unlabelled, "test": test}
     sets = {
         name: {split: texts(TEXT_TASKS[name], split, count, seed) for split, count in counts.items()} for name in tasks
