@@ -160,7 +160,8 @@ def concrete_adamerging(
             recorder.add("mask", losses, lambda: merge_weights(family, start, _expected(logits, settings)))
         density = mask_density(logits)
         mask = fix_mask(_final(logits, settings))
-        del step, logits  # with Adam's moments three tensors per parameter
+        logits.clear()
+        del step  # with Adam's moments, three tensors per parameter are free again
         coefficients = start.replaced(start.values.detach().clone().requires_grad_())
         rate = coefficient_learning_rate
         train_coefficients(family, tasks, coefficients, mask, coefficient_steps, rate, settings.mode, recorder)

@@ -1,5 +1,4 @@
-"""Measure speed as ratios within one run: ``benchmark.py train``, ``infer``, ``merge``, ``data``,
-``fuse``.
+"""Measure speed as ratios within one run: ``benchmark.py`` train, infer, merge, data, fuse.
 
 Absolute times depend on the machine and what else it does; the variants are run in turn, several times, and the
 medians of their ratios are printed.
