@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merging.family import Family, evaluating, forward_of, open_module_family
-from merging.fusion.config import FusionSettings
+from merging.fusion.config import FusionSettings, MethodSettings
 from merging.fusion.evaluation import check_logits, mean
 from merging.fusion.methods import METHODS, Context, Fused
 from merging.fusion.problem import FusionProblem, FusionTask, check_problem
@@ -51,30 +51,59 @@ def fuse(
     problem = build_problem(settings, cache)
     check_problem(problem)
     family = open_family_of(problem, settings, cache)
-    _check_heads(problem)
     built = time.perf_counter() - started
-    lines = []
-    chosen = [name for name in METHODS if getattr(settings.methods, name) is not None]
-    for name in chosen:
-        clock = time.perf_counter()
-        context = Context(problem, family, settings.seed, lambda done, total, name=name: say(name, done, total))
-        fused = METHODS[name].run(context, getattr(settings.methods, name))
-        lines.append(_line(name, fused, time.perf_counter() - clock))
-        if keep is not None and fused.state is not None:
-            keep(name, problem, fused.state, fused.provenance, mean(fused.accuracy))
-    _normalise(lines)
+    results = fuse_problem(problem, settings.methods, seed=settings.seed, family=family, keep=keep, progress=say)
     return {
         "name": settings.name,
         "kind": settings.kind,
         "seed": settings.seed,
-        "tasks": [_task(task) for task in problem.tasks],
-        "scalars": family.scalars,
-        "methods": lines,
-        "training": problem.training,
+        **results,
         "settings": settings.model_dump(mode="json"),
         "timing": {"models_and_data": built, "total": time.perf_counter() - started},
         "versions": _versions(),
     }
+
+
+def fuse_problem(
+    problem: FusionProblem,
+    methods: MethodSettings,
+    *,
+    seed: int = 0,
+    family: Family | None = None,
+    keep: Keep | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run methods on models and data that are open already.
+
+    Args:
+        problem: module, tasks and data.
+        methods: the methods and their options.
+        seed: of batches and masks.
+        family: the task vectors; made in float32 when ``None``.
+        keep: see :func:`fuse`.
+        progress: see :func:`fuse`.
+
+    Returns:
+        ``tasks``, ``scalars``, ``methods`` and ``training`` of the results.
+
+    Raises:
+        ValueError: for whatever does not fit, in one sentence.
+    """
+    check_problem(problem)
+    family = family or open_module_family(problem.module, [task.model for task in problem.tasks])
+    _check_heads(problem)
+    say = progress or (lambda phase, done, total: None)
+    lines = []
+    for name in [name for name in METHODS if getattr(methods, name) is not None]:
+        clock = time.perf_counter()
+        context = Context(problem, family, seed, lambda done, total, name=name: say(name, done, total))
+        fused = METHODS[name].run(context, getattr(methods, name))
+        lines.append(_line(name, fused, time.perf_counter() - clock))
+        if keep is not None and fused.state is not None:
+            keep(name, problem, fused.state, fused.provenance, mean(fused.accuracy))
+    _normalise(lines)
+    tasks = [_task(task) for task in problem.tasks]
+    return {"tasks": tasks, "scalars": family.scalars, "methods": lines, "training": problem.training}
 
 
 def open_family_of(problem: FusionProblem, settings: FusionSettings, cache: Path) -> Family:
