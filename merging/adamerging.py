@@ -87,9 +87,10 @@ def train_coefficients(
     """
     check_steps("steps", steps)
     adam = torch.optim.Adam([coefficients.values], lr=number("learning_rate", learning_rate, low=0.0))
+    memory: dict[str, torch.Tensor] = {}
     for _ in range(steps):
         adam.zero_grad()
-        losses = coefficient_step(merge_weights(family, coefficients, mask), tasks, mode)
+        losses = coefficient_step(merge_weights(family, coefficients, mask, memory), tasks, mode)
         adam.step()
         recorder.add("coefficients", losses, lambda: merge_weights(family, coefficients, mask))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -121,7 +122,10 @@ class MergedWeights:
 
 
 def merge_weights(
-    family: Family, coefficients: Coefficients, mask: MaskDraw | FixedMask | None = None
+    family: Family,
+    coefficients: Coefficients,
+    mask: MaskDraw | FixedMask | None = None,
+    memory: dict[str, Tensor] | None = None,
 ) -> MergedWeights:
     """θ_0 + r ∘ Σ_k λ_k τ_k as leaves that ask for gradients.
 
@@ -129,13 +133,18 @@ def merge_weights(
         family: pretrained model and task vectors.
         coefficients: λ.
         mask: the sample of the mask; ``None`` for all ones.
+        memory: of the last merged model, which is overwritten; empty the first time. Tensors that are made and freed
+            in every step would leave holes.
 
     Returns:
         The merged model; neither the family nor the mask is changed.
     """
     leaves, means = {}, {}
+    memory = {} if memory is None else memory
     for key, base in family.base.items():
-        leaf = torch.empty_like(base, memory_format=torch.contiguous_format)
+        if key not in memory:
+            memory[key] = torch.empty_like(base, memory_format=torch.contiguous_format)
+        leaf = memory[key].detach()
         flat, origin, factors = leaf.view(-1), base.reshape(-1), coefficients.of(key)
         if mask is not None:
             means[key] = _draw(flat, mask, key)
@@ -158,8 +167,9 @@ def backward(
         tasks: at least one; each gives one batch.
         consume: takes a key and ∂L/∂θ of that tensor, which it may overwrite; called once for each tensor that the
             losses depend on, in the order in which their gradients are ready.
-        mode: ``together`` runs all tasks forward, then once backward: every gradient is freed at once, the activations
-            of all tasks are held. ``per_task`` holds the activations of one task and the gradient of the whole model.
+        mode: ``together`` runs all tasks forward, then once backward: the gradient of one tensor is held at a time, and
+            the activations of all tasks. ``per_task`` holds the activations of one task and the gradients of the whole
+            model. Batches and logits are asked for in the tasks' order, with ``together`` from other threads.
 
     Returns:
         The loss of each task.
@@ -190,7 +200,7 @@ def backward(
             leaf.register_post_accumulate_grad_hook(lambda leaf, key=key: use(key, leaf))
             for key, leaf in merged.leaves.items()
         ]
-        losses = [_loss(merged, task) for task in tasks]
+        losses = [_in_fresh_thread(merged, task) for task in tasks]
         torch.stack(losses).sum().backward(inputs=leaves)
         for hook in hooks:
             hook.remove()
@@ -206,6 +216,17 @@ def _draw(flat: Tensor, mask: MaskDraw | FixedMask, key: str) -> float:
         flat[start:stop] = mask.block(key, start, stop)
         total += flat[start:stop].sum().item()
     return max(total / max(flat.numel(), 1), torch.finfo(torch.float32).tiny)
+
+
+def _in_fresh_thread(merged: MergedWeights, task: UnlabelledTask) -> Tensor:
+    """The loss of one task, computed by a thread of its own.
+
+    Autograd runs the newest operation first and counts operations per thread. From one thread it would run the last
+    task's graph to its end, then the one before, and hold the sums of all gradients meanwhile; counted apart, the tasks
+    go backwards side by side, and each tensor's gradient is complete before the next is begun.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_loss, merged, task).result()
 
 
 def _loss(merged: MergedWeights, task: UnlabelledTask) -> Tensor:

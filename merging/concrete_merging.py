@@ -6,14 +6,14 @@ Concrete subspace learning (Tang et al., 2023, arXiv 2312.06173, section 3, algo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from merging.adamerging import check_steps, coefficient_step, train_coefficients
-from merging.adaptation import BACKWARD_MODES, BackwardMode, UnlabelledTask, backward, merge_weights
+from merging.adaptation import BACKWARD_MODES, BackwardMode, MergedWeights, UnlabelledTask, backward, merge_weights
 from merging.adapted import AdaptedMerge, Observe, Recorder, final_merge
 from merging.checks import choice, number
 from merging.coefficients import Coefficients
@@ -93,15 +93,19 @@ def concrete_task_arithmetic(
     coefficients = Coefficients.filled(scaling_factor, len(family.vectors), list(family.base))
     logits, recorder = _start(family, settings), Recorder(observe)
     step = _adam_per_tensor(logits, settings.learning_rate)
+    memory: dict[str, Tensor] = {}
     with evaluating(family.module):
         for draw in range(settings.steps):
-            merged = merge_weights(family, coefficients, _mask(logits, settings, draw))
-            losses = backward(merged, tasks, lambda key, g, m=merged: step(key, m.mask_gradient(key, g)), settings.mode)
+            merged = merge_weights(family, coefficients, _mask(logits, settings, draw), memory)
+            losses = _mask_step(merged, tasks, settings.mode, step)
             recorder.add("mask", losses, lambda: merge_weights(family, coefficients, _expected(logits, settings)))
     options = {"scaling_factor": scaling_factor, **asdict(settings)}
-    mask = fix_mask(_final(logits, settings))
+    density, mask = mask_density(logits), fix_mask(_final(logits, settings))
+    for held in (memory, logits):
+        held.clear()
+    del step  # with Adam's moments, four tensors per parameter are free again
     result = final_merge("concrete_task_arithmetic", family, coefficients, mask, options)
-    return AdaptedMerge(result, coefficients.describe(), mask_density(logits), recorder.losses, recorder.phases)
+    return AdaptedMerge(result, coefficients.describe(), density, recorder.losses, recorder.phases)
 
 
 def concrete_adamerging(
@@ -160,8 +164,9 @@ def concrete_adamerging(
             recorder.add("mask", losses, lambda: merge_weights(family, start, _expected(logits, settings)))
         density = mask_density(logits)
         mask = fix_mask(_final(logits, settings))
+        move.memory.clear()
         logits.clear()
-        del step  # with Adam's moments, three tensors per parameter are free again
+        del step  # with Adam's moments, four tensors per parameter are free again
         coefficients = start.replaced(start.values.detach().clone().requires_grad_())
         rate = coefficient_learning_rate
         train_coefficients(family, tasks, coefficients, mask, coefficient_steps, rate, settings.mode, recorder)
@@ -183,13 +188,13 @@ class _FirstOrder:
     start: Coefficients
     settings: MaskSettings
     rate: float
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, mask: MaskDraw, step: Callable[[str, Tensor], None]) -> list[float]:
         self.start.values.grad = None
-        coefficient_step(merge_weights(self.family, self.start, mask), self.tasks, self.settings.mode)
+        coefficient_step(merge_weights(self.family, self.start, mask, self.memory), self.tasks, self.settings.mode)
         moved = self.start.replaced(self.start.values.detach() - self.rate * self.start.values.grad)
-        merged = merge_weights(self.family, moved, mask)
-        return backward(merged, self.tasks, lambda key, g: step(key, merged.mask_gradient(key, g)), self.settings.mode)
+        return _mask_step(merge_weights(self.family, moved, mask, self.memory), self.tasks, self.settings.mode, step)
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,13 @@ class _SecondOrder(_FirstOrder):
         for key, gradient in gradients.items():
             step(key, gradient)
         return losses
+
+
+def _mask_step(
+    merged: MergedWeights, tasks: Sequence[UnlabelledTask], mode: BackwardMode, step: Callable[[str, Tensor], None]
+) -> list[float]:
+    """One step of the logits, tensor by tensor."""
+    return backward(merged, tasks, lambda key, gradient: step(key, merged.mask_gradient(key, gradient)), mode)
 
 
 def _start(family: Family, settings: MaskSettings) -> dict[str, Tensor]:
@@ -223,6 +235,9 @@ def _final(logits: Mapping[str, Tensor], settings: MaskSettings) -> MaskDraw:
 def _adam_per_tensor(logits: Mapping[str, Tensor], rate: float) -> Callable[[str, Tensor], None]:
     """Adam, one tensor at a time, so that no gradient of the whole model is held."""
     adams = {key: torch.optim.Adam([tensor], lr=rate, fused=tensor.numel() > 0) for key, tensor in logits.items()}
+    for key, tensor in logits.items():  # its memory now, and not in the middle of the first backward pass
+        moments = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
+        adams[key].state[tensor] = {"step": torch.tensor(0.0, device=tensor.device), **moments}
 
     def step(key: str, gradient: Tensor) -> None:
         logits[key].grad = gradient

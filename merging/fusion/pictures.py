@@ -6,6 +6,7 @@ train are never those that test. Every picture is 32 × 32, RGB.
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,11 +18,12 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 SIDE = 32
 Split = Literal["train", "unlabelled", "test"]
-# Of the 1,797 digits, in their order; of the photographs, columns of 64 pixels in turn (see _patch).
+# Of the 1,797 digits, in their order; the photographs are cut by columns (see _patch).
 DIGITS = {"train": (0, 1000), "unlabelled": (1000, 1350), "test": (1350, 1797)}
 SEEDS = {"train": 11, "unlabelled": 22, "test": 33}
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Italic", "DejaVuSansMono", "STIXGeneral")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+INKS = ("red", "yellow", "green", "cyan", "blue", "magenta")
 TURNABLE = (2, 3, 4, 5, 7)  # the other digits look alike upside down, or turn into another
 
 
@@ -73,20 +75,13 @@ def _photographs() -> tuple[Image.Image, ...]:
     return tuple(Image.fromarray(image) for image in load_sample_images().images)  # 427 × 640 each
 
 
-def _patch(
-    generator: np.random.Generator,
-    split: Split,
-    photograph: int,
-    left: float = 0.0,
-    right: float = 1.0,
-    contrast: float = 25.0,
-):
-    """A square of 32 pixels of a photograph, from columns of its own for each split."""
+def _patch(generator: np.random.Generator, split: Split, photograph: int, contrast: float = 25.0) -> Image.Image:
+    """A square of 32 pixels of a photograph; no column of pixels serves two splits."""
     image = _photographs()[photograph]
-    starts = [start for start in range(0, image.width - 63, 64) if left <= (start + 32) / image.width < right]
-    low, high = {"train": (0, 24), "unlabelled": (24, 28), "test": (28, 32)}[split]
+    starts = {"train": (0, 160, 320, 480), "unlabelled": (96, 416), "test": (256, 576)}[split]
+    room = {"train": 64, "unlabelled": 32, "test": 32}[split]
     for _ in range(20):  # sky and other plain surfaces say nothing; after a while anything will do
-        x = starts[generator.integers(len(starts))] + int(generator.integers(low, high))
+        x = starts[generator.integers(len(starts))] + int(generator.integers(0, room + 1))
         y = int(generator.integers(0, image.height - SIDE))
         patch = image.crop((x, y, x + SIDE, y + SIDE))
         if np.asarray(patch).std(axis=(0, 1)).mean() > contrast:
@@ -142,10 +137,15 @@ def _draw_count(generator: np.random.Generator, split: Split, label: int) -> Ima
     return ground
 
 
-def _draw_place(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
-    quarter = label % 2
-    patch = _patch(generator, split, label // 2, 0.5 * quarter, 0.5 * quarter + 0.5)
-    return patch if generator.random() < 0.5 else ImageOps.mirror(patch)
+def _draw_ink(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
+    """A digit in one of six hues."""
+    hue = (label / len(INKS) + generator.uniform(-0.03, 0.03)) % 1.0
+    colour = colorsys.hsv_to_rgb(hue, generator.uniform(0.55, 1.0), generator.uniform(0.7, 1.0))
+    strength = _digit(generator, split, tuple(range(10)), int(generator.integers(16, 31)))
+    ground, room = _ground(generator, split), SIDE - strength.width
+    place = (int(generator.integers(0, room + 1)), int(generator.integers(0, room + 1)))
+    ground.paste(Image.new("RGB", strength.size, tuple(int(255 * part) for part in colour)), place, strength)
+    return ground
 
 
 def _draw_filter(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
@@ -153,9 +153,9 @@ def _draw_filter(generator: np.random.Generator, split: Split, label: int) -> Im
     if label == 0:
         return patch
     if label == 1:
-        return patch.filter(ImageFilter.GaussianBlur(1.5))
+        return patch.filter(ImageFilter.GaussianBlur(2))
     if label == 2:
-        noise = generator.normal(0, 30, (SIDE, SIDE, 3))
+        noise = generator.normal(0, 40, (SIDE, SIDE, 3))
         return Image.fromarray((np.asarray(patch) + noise).clip(0, 255).astype(np.uint8))
     if label == 3:
         return ImageOps.posterize(patch, 2)
@@ -190,7 +190,7 @@ PICTURE_TASKS: dict[str, PictureTask] = {
         PictureTask("digit", tuple("0123456789"), _draw_digit),
         PictureTask("turn", ("upright", "90°", "180°", "270°"), _draw_turn),
         PictureTask("count", ("one", "two", "three", "four"), _draw_count),
-        PictureTask("place", ("temple left", "temple right", "flower left", "flower right"), _draw_place),
+        PictureTask("ink", INKS, _draw_ink),
         PictureTask("filter", ("none", "blurred", "noisy", "posterised", "inverted", "coarse"), _draw_filter),
     )
 }

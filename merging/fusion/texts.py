@@ -23,24 +23,13 @@ Split = Literal["train", "unlabelled", "test"]
 PACKAGES = {
     "asyncio": ("asyncio/",),
     "email": ("email/", "mailbox.py", "smtplib.py", "imaplib.py", "poplib.py"),
-    "unittest": ("unittest/", "doctest.py", "pdb.py", "bdb.py"),
-    "multiprocessing": ("multiprocessing/", "concurrent/", "threading.py", "queue.py", "subprocess.py"),
-    "xml": ("xml/", "html/", "plistlib.py"),
-    "http": ("http/", "urllib/", "socketserver.py", "ftplib.py", "ssl.py", "socket.py"),
-    "importlib": ("importlib/", "pkgutil.py", "modulefinder.py", "zipimport.py", "runpy.py"),
-    "numbers": (
-        "statistics.py",
-        "fractions.py",
-        "decimal.py",
-        "_pydecimal.py",
-        "random.py",
-        "datetime.py",
-        "_pydatetime.py",
-    ),
+    "unittest": ("unittest/", "doctest.py"),
+    "xml": ("xml/", "html/"),
+    "numbers": ("statistics.py", "fractions.py", "decimal.py", "_pydecimal.py", "random.py"),
 }
-ORIGINS = ("class docstring", "function docstring", "comment", "error message")
-ORDERS = ("as written", "words exchanged")
-_WORDS = (4, 24)
+ORIGINS = ("docstring", "comment", "error message", "language reference")
+ORDERS = ("as written", "words shuffled")
+_WORDS = (5, 24)
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ def texts(task: TextTask, split: Split, count: int, seed: int = 0) -> tuple[list
 
 @cache
 def sentences() -> tuple[Sentence, ...]:
-    """First sentences of docstrings, comments and error messages of the standard library, each text once."""
+    """Sentences of docstrings, comments, error messages and the language reference, each once."""
     root = Path(sysconfig.get_paths()["stdlib"])
     seen: dict[str, Sentence] = {}
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "encodings"}
@@ -111,6 +100,8 @@ def sentences() -> tuple[Sentence, ...]:
             continue
         for sentence in _of_file(path, name.as_posix()):
             seen.setdefault(sentence.text, sentence)
+    for sentence in _of_reference():
+        seen.setdefault(sentence.text, sentence)
     return tuple(seen.values())
 
 
@@ -122,14 +113,24 @@ def _of_file(path: Path, name: str) -> Iterator[Sentence]:
         return  # a file in another encoding, or damaged, has nothing to give
     for node in ast.walk(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield from _kept(ast.get_docstring(node) or "", 0 if isinstance(node, ast.ClassDef) else 1, name)
+            yield from _kept(ast.get_docstring(node) or "", 0, name)
         elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
             message = node.exc.args[0]
             if isinstance(message, ast.Constant) and isinstance(message.value, str):
-                yield from _kept(message.value, 3, name)
+                yield from _kept(message.value, 2, name)
     for line in source.splitlines():
         if line.lstrip().startswith("#"):
-            yield from _kept(line.lstrip("#! \t"), 2, name)
+            yield from _kept(line.lstrip("#! \t"), 1, name)
+
+
+def _of_reference() -> Iterator[Sentence]:
+    """The prose of the language reference, which ``help()`` shows."""
+    from pydoc_data.topics import topics
+
+    for name, text in sorted(topics.items()):
+        for paragraph in re.split(r"\n\s*\n", text):
+            for sentence in re.split(r"(?<=[.!?])\s+", paragraph.strip()):
+                yield from _kept(re.sub(r'[*"]', "", sentence), 3, name)
 
 
 def _kept(text: str, origin: int, file: str) -> Iterator[Sentence]:
@@ -158,16 +159,13 @@ def _package(sentence: Sentence, generator: np.random.Generator) -> tuple[str, i
 
 
 def _order(sentence: Sentence, generator: np.random.Generator) -> tuple[str, int] | None:
-    """Half of the sentences have three pairs of neighbouring words exchanged."""
+    """Half of the sentences have their words in random order."""
     words = sentence.text.split()
-    if len(words) < 7:
+    if len(words) < 6:
         return None
     if generator.random() < 0.5:
         return sentence.text, 0
-    starts = generator.permutation(len(words) // 2)[:3] * 2
-    for start in starts:
-        words[start], words[start + 1] = words[start + 1], words[start]
-    return " ".join(words), 1
+    return " ".join(words[place] for place in generator.permutation(len(words))), 1
 
 
 TEXT_TASKS: dict[str, TextTask] = {
