@@ -100,10 +100,11 @@ def concrete_task_arithmetic(
             losses = _mask_step(merged, tasks, settings.mode, step)
             recorder.add("mask", losses, lambda: merge_weights(family, coefficients, _expected(logits, settings)))
     options = {"scaling_factor": scaling_factor, **asdict(settings)}
-    density, mask = mask_density(logits), fix_mask(_final(logits, settings))
-    for held in (memory, logits):
-        held.clear()
-    del step  # with Adam's moments, four tensors per parameter are free again
+    density = mask_density(logits)
+    memory.clear()
+    mask = fix_mask(_final(logits, settings))
+    logits.clear()
+    del step  # with Adam's moments, three tensors per parameter are free again
     result = final_merge("concrete_task_arithmetic", family, coefficients, mask, options)
     return AdaptedMerge(result, coefficients.describe(), density, recorder.losses, recorder.phases)
 
@@ -163,10 +164,10 @@ def concrete_adamerging(
             losses = move(_mask(logits, settings, draw), step)
             recorder.add("mask", losses, lambda: merge_weights(family, start, _expected(logits, settings)))
         density = mask_density(logits)
-        mask = fix_mask(_final(logits, settings))
         move.memory.clear()
+        mask = fix_mask(_final(logits, settings))
         logits.clear()
-        del step  # with Adam's moments, four tensors per parameter are free again
+        del step  # with Adam's moments, three tensors per parameter are free again
         coefficients = start.replaced(start.values.detach().clone().requires_grad_())
         rate = coefficient_learning_rate
         train_coefficients(family, tasks, coefficients, mask, coefficient_steps, rate, settings.mode, recorder)

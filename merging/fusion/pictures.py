@@ -121,31 +121,40 @@ def _draw_digit(generator: np.random.Generator, split: Split, label: int) -> Ima
 
 
 def _draw_turn(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
-    upright = _digit(generator, split, TURNABLE, int(generator.integers(22, 31)))
-    return _placed(generator, split, upright.rotate(90 * label))
+    """Dark ink on light paper."""
+    upright = np.asarray(_digit(generator, split, TURNABLE, int(generator.integers(24, 33))).rotate(90 * label))
+    paper = generator.uniform(190, 255, 3) + generator.normal(0, 8, (SIDE, SIDE, 1))
+    left, top = (int(generator.integers(0, SIDE - upright.shape[0] + 1)) for _ in range(2))
+    strength = np.zeros((SIDE, SIDE, 1))
+    strength[top : top + upright.shape[0], left : left + upright.shape[0], 0] = upright / 255
+    return Image.fromarray((paper * (1 - 0.85 * strength)).clip(0, 255).astype(np.uint8))
 
 
 def _draw_count(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
-    ground = _ground(generator, split)
+    """White ink on saturated colour."""
+    hue, value = generator.random(), generator.uniform(0.3, 0.6)
+    ground = Image.new("RGB", (SIDE, SIDE), _rgb(hue, 0.9, value))
     for corner in generator.permutation(4)[: label + 1]:
         strength = _digit(generator, split, tuple(range(10)), int(generator.integers(12, 16)))
-        place = (
-            int(corner % 2) * 16 + int(generator.integers(0, 3)),
-            int(corner // 2) * 16 + int(generator.integers(0, 3)),
-        )
-        _ink(ground, strength, place, generator)
+        place = [int(side) * 16 + int(generator.integers(0, 3)) for side in (corner % 2, corner // 2)]
+        ground.paste(Image.new("RGB", strength.size, (255, 255, 255)), tuple(place), strength)
     return ground
 
 
 def _draw_ink(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
-    """A digit in one of six hues."""
+    """A digit in one of six hues on a bright piece of a photograph."""
     hue = (label / len(INKS) + generator.uniform(-0.03, 0.03)) % 1.0
-    colour = colorsys.hsv_to_rgb(hue, generator.uniform(0.55, 1.0), generator.uniform(0.7, 1.0))
-    strength = _digit(generator, split, tuple(range(10)), int(generator.integers(16, 31)))
-    ground, room = _ground(generator, split), SIDE - strength.width
-    place = (int(generator.integers(0, room + 1)), int(generator.integers(0, room + 1)))
-    ground.paste(Image.new("RGB", strength.size, tuple(int(255 * part) for part in colour)), place, strength)
+    strength = _digit(generator, split, tuple(range(10)), int(generator.integers(20, 33)))
+    patch = np.asarray(_patch(generator, split, int(generator.integers(2))), dtype=np.float32)
+    ground = Image.fromarray((patch * 0.4 + 150).clip(0, 255).astype(np.uint8))
+    place = tuple(int(generator.integers(0, SIDE - strength.width + 1)) for _ in range(2))
+    ground.paste(Image.new("RGB", strength.size, _rgb(hue, 0.9, generator.uniform(0.6, 1.0))), place, strength)
     return ground
+
+
+def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+    red, green, blue = (int(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+    return red, green, blue
 
 
 def _draw_filter(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
