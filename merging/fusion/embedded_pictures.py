@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from merging.checks import known
 from merging.fusion.cache import cached_weights, load_weights
-from merging.fusion.finetune import TrainingPlan, probe, train
+from merging.fusion.finetune import BoundedHead, TrainingPlan, probe, train
 from merging.fusion.pictures import LETTER_TASK, PICTURE_TASKS, PictureTask, pictures
 from merging.fusion.problem import FusionProblem, FusionTask, Inside, Samples
 from merging.result import State
 
-VERSION = 3  # of everything that decides the weights but stands in no option
+PRETRAINING, VERSION = 1, 1  # of everything that decides the weights but stands in no option
 WIDTH = 144
 
 
@@ -43,8 +43,8 @@ def embedded_pictures(
     training: int = 1500,
     unlabelled: int = 300,
     test: int = 400,
-    epochs: int = 4,
-    learning_rate: float = 1e-3,
+    epochs: int = 3,
+    learning_rate: float = 7e-4,
 ) -> FusionProblem:
     """Build the problem; task models come from the cache or are trained now.
 
@@ -69,7 +69,7 @@ def embedded_pictures(
     for name in tasks:
         known("embedded task", name, PICTURE_TASKS)
     module = _seeded(seed)
-    recipe: dict[str, Any] = {"name": "letters", "version": VERSION, "seed": seed, "count": pretraining}
+    recipe: dict[str, Any] = {"name": "letters", "version": PRETRAINING, "seed": seed, "count": pretraining}
     recipe["epochs"] = pretraining_epochs
     path, told, _ = cached_weights(cache, recipe, lambda: _pretrain(module, pretraining, pretraining_epochs, seed))
     module.load_state_dict(load_weights(path))
@@ -77,7 +77,14 @@ def embedded_pictures(
     made, report = [], {"letters": told}
     for name in tasks:
         task = PICTURE_TASKS[name]
-        own = {"name": name, "from": recipe, "count": training, "epochs": epochs, "rate": learning_rate}
+        own = {
+            "name": name,
+            "from": recipe,
+            "version": VERSION,
+            "count": training,
+            "epochs": epochs,
+            "rate": learning_rate,
+        }
         path, report[name], _ = cached_weights(cache, own, lambda t=task: _finetune(module, t, training, plan))
         sets = [_samples(task, split, count, seed) for split, count in (("unlabelled", unlabelled), ("test", test))]
         made.append(_task(task, path, sets))
@@ -119,7 +126,7 @@ def _pretrain(module: PictureNet, count: int, epochs: int, seed: int) -> tuple[S
 
 def _finetune(module: PictureNet, task: PictureTask, count: int, plan: TrainingPlan) -> tuple[State, dict[str, Any]]:
     """Head first, on the pretrained features; then the network under that head."""
-    backbone, head = copy.deepcopy(module), nn.Linear(WIDTH, len(task.classes))
+    backbone, head = copy.deepcopy(module), BoundedHead(WIDTH, len(task.classes))
     samples = _samples(task, "train", count, plan.seed)
     probe(samples, backbone, head)
     whole = nn.Sequential(backbone, head.requires_grad_(False))
@@ -130,7 +137,7 @@ def _finetune(module: PictureNet, task: PictureTask, count: int, plan: TrainingP
 def _task(task: PictureTask, path: Path, sets: list[Samples]) -> FusionTask:
     """Backbone and head of one cached file, apart."""
     weights = load_weights(path)
-    whole = nn.Sequential(PictureNet(), nn.Linear(WIDTH, len(task.classes)))
+    whole = nn.Sequential(PictureNet(), BoundedHead(WIDTH, len(task.classes)))
     whole.load_state_dict(weights)
     backbone = {key.removeprefix("0."): tensor for key, tensor in weights.items() if key.startswith("0.")}
     return FusionTask(task.name, task.classes, backbone, Inside.stripped(whole, "0."), *sets)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from merging.fusion.embedded_pictures import PictureNet, embedded_pictures
-from merging.fusion.finetune import TrainingPlan, probe, train
+from merging.fusion.finetune import BoundedHead, TrainingPlan, probe, train
 from merging.fusion.pictures import DIGITS, LETTER_TASK, PICTURE_TASKS, pictures
 from merging.fusion.problem import Samples, check_problem
 from merging.fusion.texts import TEXT_TASKS, sentences, texts
@@ -70,7 +70,7 @@ def test_a_probed_head_separates_what_can_be_separated():
         labels = [place % count for place in range(60)]
         points = torch.nn.functional.one_hot(torch.tensor(labels), 5).float() * 4
         items = list(points + 0.1 * torch.randn(points.shape, generator=generator))
-        head = torch.nn.Linear(5, count)
+        head = BoundedHead(5, count)
         probe(Samples(items, labels, torch.stack, "here"), lambda batch: batch, head)
         assert head(torch.stack(items)).argmax(1).tolist() == labels
 
@@ -120,3 +120,8 @@ def test_the_real_encoder_is_fine_tuned_and_fused(tmp_path):
 def test_an_embedded_task_that_there_is_not_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown embedded task 'digits'; did you mean 'digit'"):
         embedded_pictures(seed=0, cache=tmp_path, tasks=("digits",))
+
+
+def test_the_size_of_features_does_not_move_a_bounded_head():
+    head, features = BoundedHead(6, 3), torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(head(features), head(1000 * features), atol=1e-4)
