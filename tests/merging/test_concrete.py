@@ -78,6 +78,7 @@ def test_a_draw_does_not_depend_on_the_order_and_changes_with_key_draw_and_seed(
     late = draw.block("a", MASK_BLOCK, size)
     early = draw.block("a", 0, MASK_BLOCK)
     assert torch.equal(torch.cat([early, late]), torch.sigmoid(draw_noise(draw, "a", size) / 0.5))
+    assert not torch.equal(early[:100], late)
     others = [MaskDraw(logits, seed=5).block("a", 0, 50), MaskDraw(logits, seed=4, draw=1).block("a", 0, 50)]
     for other in (*others, draw.block("b", 0, 50)):
         assert not torch.equal(draw.block("a", 0, 50), other)

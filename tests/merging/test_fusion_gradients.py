@@ -12,6 +12,7 @@ from merging.coefficients import Coefficients
 from merging.concrete import FixedMask, MaskDraw
 from merging.differentiable import differentiable_merge, through_inner_step
 from merging.family import evaluating, open_module_family
+from merging.merger import MergeSettings
 
 NAMES = list(MODULES)
 
@@ -153,6 +154,10 @@ def test_heads_get_no_gradient():
 
 def test_batch_norm_statistics_are_the_mixture_and_tied_weights_count_once():
     fam = family("normed")
+    module = build("normed")
+    models = states(module, 2)
+    expected = task_arithmetic(module.state_dict(), models, settings=MergeSettings(batch_norm="mixture")).state
+    assert all(torch.allclose(fam.fixed[key], expected[key]) for key in ("1.running_mean", "1.running_var"))
     assert not any("running" in key for key in fam.base)
     assert (fam.fixed["1.running_var"] > 0).all() and set(fam.fixed) == {"1.running_mean", "1.running_var"}
     tied = family("tied")

@@ -196,3 +196,39 @@ def test_parameters_that_no_model_changed_cost_nothing():
     done = adamerging(family, tasks("dense"), steps=2)
     assert torch.equal(done.result.state["0.weight"], module.state_dict()["0.weight"])
     assert module[0].weight.grad is None
+
+
+def test_the_inner_step_matters_and_without_it_concrete_adamerging_is_concrete_task_arithmetic():
+    states_of = {}
+    for rate in (0.0, 1.0):
+        _, _, family = prepared("dense")
+        done = concrete_adamerging(
+            family,
+            tasks("dense", batches=1),
+            granularity="task",
+            settings=QUICK,
+            inner_learning_rate=rate,
+            coefficient_steps=0,
+        )
+        states_of[rate] = done.result.state
+    _, _, family = prepared("dense")
+    plain = concrete_task_arithmetic(family, tasks("dense", batches=1), settings=QUICK).result.state
+    assert all(torch.allclose(states_of[0.0][key], plain[key], atol=1e-6) for key in plain)
+    assert any(not torch.allclose(states_of[1.0][key], plain[key], atol=1e-4) for key in plain)
+
+
+def test_the_first_order_step_is_the_second_order_one_without_its_last_term():
+    found = []
+    for second_order in (False, True):
+        _, _, family = prepared("dense")
+        settings = MaskSettings(steps=1, learning_rate=0.1)
+        done = concrete_adamerging(
+            family,
+            tasks("dense"),
+            settings=settings,
+            inner_learning_rate=1e-4,
+            second_order=second_order,
+            coefficient_steps=0,
+        )
+        found.append(done.result.state)
+    assert all(torch.allclose(found[0][key], found[1][key], atol=1e-3) for key in found[0])
