@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from merging.checks import known
 from merging.fusion.cache import cached_weights, load_weights
-from merging.fusion.finetune import BoundedHead, TrainingPlan, probe, train
+from merging.fusion.finetune import TrainingPlan, probe, train
 from merging.fusion.pictures import LETTER_TASK, PICTURE_TASKS, PictureTask, pictures
 from merging.fusion.problem import FusionProblem, FusionTask, Inside, Samples
 from merging.result import State
 
-PRETRAINING, VERSION = 1, 1  # of everything that decides the weights but stands in no option
+PRETRAINING, VERSION = 1, 2  # of everything that decides the weights but stands in no option
 WIDTH = 144
 
 
@@ -40,11 +40,11 @@ def embedded_pictures(
     tasks: tuple[str, ...] = tuple(PICTURE_TASKS),
     pretraining: int = 3000,
     pretraining_epochs: int = 6,
-    training: int = 1500,
+    training: int = 1200,
     unlabelled: int = 300,
     test: int = 400,
-    epochs: int = 3,
-    learning_rate: float = 7e-4,
+    epochs: int = 2,
+    learning_rate: float = 5e-4,
 ) -> FusionProblem:
     """Build the problem; task models come from the cache or are trained now.
 
@@ -126,7 +126,7 @@ def _pretrain(module: PictureNet, count: int, epochs: int, seed: int) -> tuple[S
 
 def _finetune(module: PictureNet, task: PictureTask, count: int, plan: TrainingPlan) -> tuple[State, dict[str, Any]]:
     """Head first, on the pretrained features; then the network under that head."""
-    backbone, head = copy.deepcopy(module), BoundedHead(WIDTH, len(task.classes))
+    backbone, head = copy.deepcopy(module), nn.Linear(WIDTH, len(task.classes))
     samples = _samples(task, "train", count, plan.seed)
     probe(samples, backbone, head)
     whole = nn.Sequential(backbone, head.requires_grad_(False))
@@ -137,7 +137,7 @@ def _finetune(module: PictureNet, task: PictureTask, count: int, plan: TrainingP
 def _task(task: PictureTask, path: Path, sets: list[Samples]) -> FusionTask:
     """Backbone and head of one cached file, apart."""
     weights = load_weights(path)
-    whole = nn.Sequential(PictureNet(), BoundedHead(WIDTH, len(task.classes)))
+    whole = nn.Sequential(PictureNet(), nn.Linear(WIDTH, len(task.classes)))
     whole.load_state_dict(weights)
     backbone = {key.removeprefix("0."): tensor for key, tensor in weights.items() if key.startswith("0.")}
     return FusionTask(task.name, task.classes, backbone, Inside.stripped(whole, "0."), *sets)

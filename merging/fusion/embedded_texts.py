@@ -172,7 +172,7 @@ def text_problem(
 def _finetune(encoder: nn.Module, classes: int, samples: Samples, plan: TrainingPlan) -> tuple[State, dict[str, Any]]:
     """Head first, on the pretrained features; then all layers under that head. The embedding tables stand still."""
     whole = SentenceClassifier(copy.deepcopy(encoder), classes)
-    probe(samples, lambda batch: whole.features(**batch), whole.head)
+    probe(samples, lambda batch: whole.features(**batch), whole.head, strength=0.1)
     for key, parameter in whole.named_parameters():
         parameter.requires_grad_("_embeddings.weight" not in key and not key.startswith("head."))
     trained = [parameter for parameter in whole.parameters() if parameter.requires_grad]

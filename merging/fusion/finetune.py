@@ -15,11 +15,7 @@ from merging.fusion.problem import Samples
 
 
 class BoundedHead(nn.Linear):
-    """A linear head on features of mean 0 and variance 1 per sample.
-
-    Like CLIP's cosines it leaves the size of the features out: else a merge would lower the entropy of its predictions
-    just by making features larger, and be no better for it.
-    """
+    """A linear head on features of mean 0 and variance 1 per sample: like CLIP's cosines it leaves their size out."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Class logits ``(N, C)`` of features ``(N, D)``."""
@@ -27,7 +23,7 @@ class BoundedHead(nn.Linear):
 
 
 @torch.no_grad()
-def probe(samples: Samples, features: Callable[[Any], Tensor], head: BoundedHead, batch: int = 64) -> None:
+def probe(samples: Samples, features: Callable[[Any], Tensor], head: nn.Linear, strength: float = 1.0) -> None:
     """Set a linear head by logistic regression on features that stand still.
 
     Fine-tuning that begins from such a head, and leaves it as it is, moves the backbone less than one that begins from
@@ -36,20 +32,23 @@ def probe(samples: Samples, features: Callable[[Any], Tensor], head: BoundedHead
     Args:
         samples: with labels; every class occurs.
         features: takes a batch, gives ``(N, D)``.
-        head: ``(D, C)``, overwritten.
-        batch: samples at once.
+        head: from D features to C classes, overwritten.
+        strength: inverse of the penalty on the head's weights.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    found = [(features(inputs), labels) for inputs, labels in samples.batches(batch)]
+    found = [(features(inputs), labels) for inputs, labels in samples.batches(64)]
     rows = torch.cat([part for part, _ in found]).double()
-    inputs = nn.functional.layer_norm(rows, rows.shape[-1:]).numpy()
+    if isinstance(head, BoundedHead):
+        rows = nn.functional.layer_norm(rows, rows.shape[-1:])
+    inputs = rows.numpy()
+    scale = inputs.std() or 1.0
     labels = [label for _, part in found for label in part]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a head need not be the very best
-        fitted = LogisticRegression(C=0.1, max_iter=100).fit(inputs, labels)
-    weight, bias = fitted.coef_, fitted.intercept_
+        fitted = LogisticRegression(C=strength, max_iter=100).fit(inputs / scale, labels)
+    weight, bias = fitted.coef_ / scale, fitted.intercept_
     if head.out_features == 2:  # one row stands for the difference of both
         weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
     head.weight.copy_(torch.from_numpy(weight))
