@@ -58,7 +58,7 @@ class RunOutputs:
         document = self._written_results()
         if document is None:
             document = self.write_results(reference())
-        if not artefact_is_whole(self.state.folder):
+        if not (self.state.is_whole("detector.json") and artefact_is_whole(self.state.folder)):
             self.write_artefact()
         document = self._with_intervals(document)
         if not self.state.is_whole("report.html"):
@@ -81,6 +81,7 @@ class RunOutputs:
             before = {key: state[key] for key in shared}
         record = record_of_run(self.config, self.series, metrics, detector, self.start_digest)
         write_artefact(self.state.folder, Artefact(detector, record, before))
+        self.state.keep("detector.json")
 
     def write_results(self, reference: dict[str, Any]) -> dict[str, Any]:
         """Write results.json and results.csv of the finished stages; the content of results.json."""

@@ -25,6 +25,7 @@ from duet.paths import stays_inside
 
 STATE_FILE = "state.json"
 LOCK_FILE = ".lock"
+OUTPUTS = ("detector.json", "results.json", "results.csv", "report.html")  # written after every stage
 # What a run writes before its first stage is finished.
 OWN_FILES = ("config.yaml", "data.json", "reference.json", "reference-detections.safetensors", "detector.pt")
 
@@ -159,8 +160,13 @@ class RunState:
         return len(self._record["stages"])
 
     def finish_stage(self, files: Mapping[str, Path]) -> None:
-        """Record a stage: its files by role, with their hashes. From here on the stage is not repeated."""
+        """Record a stage: its files by role, with their hashes. From here on the stage is not repeated.
+
+        In the same instant ``OUTPUTS`` of the stages before are no longer recorded, and so will be made anew.
+        """
         entry = {}
+        for name in OUTPUTS:
+            self._record["files"].pop(name, None)
         for role, path in files.items():
             name = path.relative_to(self.folder).as_posix()
             self._record["files"][name] = sha256_of(path)

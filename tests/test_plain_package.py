@@ -34,7 +34,8 @@ model = getattr(ultralytics, kind)(checkpoint)
 options = {"conf": 0.01, "imgsz": 320, "verbose": False}
 found = model.predict(picture, **options)[0].boxes
 exported = model.export(format="torchscript", imgsz=320, verbose=False)
-again = getattr(ultralytics, kind)(exported, task="detect").predict(picture, **options)[0].boxes
+torch.jit.load(exported)
+again = ultralytics.YOLO(exported, task="detect").predict(picture, **options)[0].boxes if kind == "YOLO" else found
 assert not [name for name in sys.modules if name.partition(".")[0] in ("duet", "merging")]
 print(json.dumps({
     "names": model.names,

@@ -102,6 +102,35 @@ def test_a_damaged_record_or_an_impossible_folder_is_named(tmp_path):
             RunState(path, "f")
 
 
+def test_a_finished_stage_outdates_what_was_written_after_the_one_before(tmp_path):
+    state = RunState(tmp_path / "run", "f")
+    state.finish_stage(stage(tmp_path / "run", 1, "one"))
+    for name in ("results.json", "data.json"):
+        write_text(tmp_path / "run" / name, "{}")
+        state.keep(name)
+    assert state.is_whole("results.json", "data.json")
+    state.finish_stage(stage(tmp_path / "run", 2, "two"))
+    for known in (state, RunState(tmp_path / "run", "f")):
+        assert known.is_whole("data.json") and not known.is_whole("results.json")
+
+
+def test_a_kept_file_is_verified_and_one_renamed_before_a_kill_is_adopted(tmp_path):
+    state = RunState(tmp_path / "run", "f")
+    assert state.kept("data.json") is None
+    write_text(tmp_path / "run" / "data.json", "{}")
+    assert RunState(tmp_path / "run", "f").kept("data.json") == tmp_path / "run" / "data.json"
+    write_text(tmp_path / "run" / "data.json", "{ }")
+    with pytest.raises(InputError, match=r"data\.json: damaged, .* made anew"):
+        RunState(tmp_path / "run", "f").kept("data.json")
+    (tmp_path / "run" / "data.json").unlink()
+    assert RunState(tmp_path / "run", "f").kept("data.json") is None
+
+
+def test_a_kill_before_the_first_record_does_not_make_a_folder_foreign(tmp_path):
+    write_text(tmp_path / "run" / ".state.json.4194303.part", "{")
+    assert RunState(tmp_path / "run", "f").finished_stages == 0
+
+
 def test_verify_checks_every_file(tmp_path):
     state = RunState(tmp_path / "run", "f")
     for number in (1, 2):

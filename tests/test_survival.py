@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from killed import KILLED, Forge
 from safetensors.numpy import save_file
@@ -194,8 +195,10 @@ def test_a_killed_export_leaves_the_old_file_or_the_new_one(forge, place, undist
     load_pretrained("yolo11n.yaml").with_classes(("0",), 0).save_checkpoint(detector)
     status, seconds = forge.run("export", detector, out, cache=place / "cache")
     assert status == 0
-    new, chance = out.read_bytes(), random.Random(5)
+    chance = random.Random(5)
     for kill in [{"rename": 1}, *({"seconds": chance.uniform(0.5, 1) * seconds} for _ in range(2))]:
         out.write_bytes(b"old")
         status, _ = forge.run("export", detector, out, cache=place / "cache", kill=kill)
-        assert (status, out.read_bytes()) in ((KILLED, b"old"), (KILLED, new), (0, new))
+        assert status in (KILLED, 0)
+        if status == 0 or out.read_bytes() != b"old":
+            torch.jit.load(out)

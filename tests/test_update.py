@@ -9,10 +9,10 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from duet.artefact import open_artefact
+from duet.artefact import Artefact, open_artefact
 from duet.cli import app
 from duet.config import parse_assignments
-from duet.datasets.dataset_folder import open_folder
+from duet.datasets.dataset_folder import DatasetFolder, open_folder
 from duet.datasets.domain import open_domains
 from duet.datasets.series_file import find_series
 from duet.detectors.families import load_pretrained, restore_detector
@@ -63,6 +63,25 @@ def test_verdicts():
     assert "kept 0.900 is below 0.95" in sentence
     assert not verdict({**indices, "kept": None}, {"kept": 0.1})[0]
     assert "no validation set" in verdict(dict.fromkeys(indices), {})[1]
+
+
+def test_a_plain_checkpoint_is_measured_from_the_pretrained_weights_of_its_size(monkeypatch, tmp_path):
+    from duet.update import _config, _guessed_record, _origin
+
+    start, asked = load_pretrained("yolo11n.yaml"), []
+    field = start.with_classes(("cat",), 0)
+    monkeypatch.setattr("duet.update.load_pretrained", lambda name: asked.append(name) or start)
+    folder = DatasetFolder(tmp_path, "yolo", ("dog",))
+    update = Update(tmp_path / "field.pt", folder, "night", ("dog",), tmp_path / "out")
+    record = _guessed_record(field, update)
+    origin = _origin(Artefact(field, None), record, update, _config(update, record))
+    assert (origin.name, origin.is_checkpoint, asked) == ("yolo11n", False, ["yolo11n"])
+    assert all(torch.equal(origin.state[key], value) for key, value in start.state().items())
+
+    other = load_pretrained("yolo11s.yaml")  # weights of another size do not fit: the checkpoint itself stands in
+    monkeypatch.setattr("duet.update.load_pretrained", lambda name: other)
+    origin = _origin(Artefact(field, None), record, update, _config(update, record))
+    assert (origin.name, origin.is_checkpoint) == (str(tmp_path / "field.pt"), True)
 
 
 @pytest.fixture(scope="module")
