@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from duet.report.figures import STYLE, light_grid, line_colour, new_figure, to_svg
 from duet.state import write_json, write_text
 
-_POINTS = 40  # of a curve: means over neighbouring steps, since a batch alone says little
+_POINTS = 20  # of a curve: means over neighbouring steps, since a batch alone says little
 
 
 def write_fusion(results: Mapping[str, Any], folder: Path) -> None:

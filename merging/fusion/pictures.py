@@ -1,4 +1,4 @@
-"""Five image classification tasks from real pictures that scikit-learn carries, and letters to pretrain on.
+"""Six image classification tasks from real pictures that scikit-learn carries, and letters to pretrain on.
 
 The pictures are 1,797 handwritten digits of 8 × 8 pixels and two photographs. Digits and places of the photographs that
 train are never those that test. Every picture is 32 × 32, RGB.
@@ -152,6 +152,17 @@ def _draw_ink(generator: np.random.Generator, split: Split, label: int) -> Image
     return ground
 
 
+def _draw_corner(generator: np.random.Generator, split: Split, label: int) -> Image.Image:
+    """A dark digit in one of four corners of a blurred piece of a photograph."""
+    patch = _patch(generator, split, int(generator.integers(2)), contrast=0.0).filter(ImageFilter.GaussianBlur(4))
+    ground = Image.fromarray((np.asarray(patch) * 0.5 + 110).clip(0, 255).astype(np.uint8))
+    strength = _digit(generator, split, tuple(range(10)), int(generator.integers(13, 18)))
+    room = 17 - strength.width
+    left, top = (16 * int(side) + int(generator.integers(-1, room)) for side in (label % 2, label // 2))
+    ground.paste(Image.new("RGB", strength.size, (20, 20, 20)), (left, top), strength)
+    return ground
+
+
 def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     red, green, blue = (int(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
     return red, green, blue
@@ -200,6 +211,7 @@ PICTURE_TASKS: dict[str, PictureTask] = {
         PictureTask("turn", ("upright", "90°", "180°", "270°"), _draw_turn),
         PictureTask("count", ("one", "two", "three", "four"), _draw_count),
         PictureTask("ink", INKS, _draw_ink),
+        PictureTask("corner", ("upper left", "upper right", "lower left", "lower right"), _draw_corner),
         PictureTask("filter", ("none", "blurred", "noisy", "posterised", "inverted", "coarse"), _draw_filter),
     )
 }

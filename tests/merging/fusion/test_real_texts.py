@@ -15,22 +15,19 @@ from merging.fusion.run import fuse_problem
 
 TEXTS = Path(__file__).resolve().parents[4] / "shared" / "data" / "text"
 COUNTS = {"train": 480, "unlabelled": 200, "test": 200}
+MASK = {"steps": 12, "learning_rate": 5e-2, "batch": 8, "final_mask": "mean"}
+COEFFICIENTS = {"steps": 40, "learning_rate": 1e-2, "batch": 8}
+BOTH = {**MASK, "coefficient_steps": 40, "coefficient_learning_rate": 1e-2}
 METHODS = MethodSettings.model_validate(
     {
-        "task_arithmetic": {"scaling_factors": [0.3, 0.5, 0.7, 1.0]},
-        "ties": {"scaling_factors": [0.5, 1.0]},
-        "dare": {"scaling_factors": [0.5]},
-        "adamerging_task_wise": {"steps": 30, "learning_rate": 1e-2, "batch": 8},
-        "adamerging_layer_wise": {"steps": 30, "learning_rate": 1e-2, "batch": 8},
-        "concrete_task_arithmetic": {"steps": 20, "learning_rate": 1e-1, "batch": 8, "final_mask": "mean"},
-        "concrete_adamerging_task_wise": {
-            **{"steps": 15, "learning_rate": 1e-1, "batch": 8, "final_mask": "mean", "inner_learning_rate": 0.1},
-            **{"coefficient_steps": 30, "coefficient_learning_rate": 1e-2},
-        },
-        "concrete_adamerging_layer_wise": {
-            **{"steps": 15, "learning_rate": 1e-1, "batch": 8, "final_mask": "mean", "inner_learning_rate": 0.1},
-            **{"coefficient_steps": 30, "coefficient_learning_rate": 1e-2},
-        },
+        "task_arithmetic": {"scaling_factors": [0.3, 0.4, 0.5, 0.7]},
+        "ties": {"scaling_factors": [0.7, 1.0]},
+        "dare": {"scaling_factors": [0.4]},
+        "adamerging_task_wise": COEFFICIENTS,
+        "adamerging_layer_wise": COEFFICIENTS,
+        "concrete_task_arithmetic": MASK,
+        "concrete_adamerging_task_wise": BOTH,
+        "concrete_adamerging_layer_wise": BOTH,
     }
 )
 
