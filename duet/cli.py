@@ -18,6 +18,7 @@ from duet.disk import disk_error
 from duet.errors import InputError, TrainingStopped
 from duet.evaluate_command import evaluate
 from duet.export_command import export
+from duet.fuse_command import fuse
 from duet.inspect_command import inspect
 from duet.merge_command import merge
 from duet.options import TrustOption
@@ -129,6 +130,7 @@ def weights(
 app.command(name="compare")(compare)
 app.command(name="evaluate")(evaluate)
 app.command(name="export")(export)
+app.command(name="fuse")(fuse)
 app.command(name="inspect")(inspect)
 app.command(name="merge")(merge)
 app.command(name="update")(update)

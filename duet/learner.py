@@ -6,7 +6,6 @@ needed; no earlier training image is read again. A run that was stopped goes on 
 
 from __future__ import annotations
 
-import datetime
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,14 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from rich.markup import escape
-from torch import Tensor
 
-from duet.artefact import Artefact, artefact_is_whole, record_of_run, write_artefact
 from duet.committee import Committee
 from duet.config import RunConfig
 from duet.datasets.domain import content_digest, open_domains
-from duet.datasets.faults import not_of_the_task
 from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import find_series
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
@@ -35,15 +30,17 @@ from duet.evaluation.run import DomainScores, score_domain
 from duet.evaluation.stored import store_detections
 from duet.loggers import LoggedMonitor, RunLoggers
 from duet.monitor import Monitor
-from duet.reference import missing_references, score_references
+from duet.planning import planned_steps, refuse_bad_training_data
+from duet.reference import score_references
 from duet.report.sample_pages import sample_page
-from duet.report.tables import indices_table, results_csv, stage_table
-from duet.results import results_document, stage_entry
+from duet.report.tables import stage_table
+from duet.results import stage_entry
+from duet.run_outputs import RunOutputs, example_detections
 from duet.shared_training import SharedTrainer
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
 from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled
 from duet.state import RunState, digest_of, only_user, write_json, write_text
-from duet.uncertainty import REFERENCE_FILE, lacks_intervals, write_intervals
+from duet.uncertainty import REFERENCE_FILE
 from duet.way_on import way_on
 from duet.weights import weights_digest
 
@@ -81,8 +78,9 @@ class Learner:
             self.monitor = LoggedMonitor(self.monitor, self.loggers)
         resumed = (out / "state.json").exists()
         if not resumed:
-            self._refuse_bad_training_data()
+            refuse_bad_training_data(self.source, self.domains)
         self.state = RunState(out, fingerprint)
+        self.outputs = RunOutputs(config, self.series, self.state, self.tests, self.start_digest, self.monitor)
 
     def run(self) -> dict[str, Any]:
         """Train what is not trained yet and return results.json's content.
@@ -110,58 +108,20 @@ class Learner:
         stages = 1 if self.config.method.joint else len(self.series)
         self._log_finished(digests)
         if self.state.finished_stages < stages:
-            self.monitor.plan(self._planned_steps(digests))
+            self.monitor.plan(planned_steps(self._trainer(digests), self.state))
             reference = self._reference(digests)
             if self.config.method.joint:
                 self._joint_stage(digests, reference)
             else:
                 self._incremental_stages(digests, reference)
-        return self._finish(digests)
-
-    def _finish(self, digests: Mapping[str, str]) -> dict[str, Any]:
-        """Results and report of a run whose stages are done; what a kill left unwritten is written now."""
-        self.state.verify()
-        document = self._written_results()
-        if document is None:
-            document = self._write_results(self._reference(digests))
-        if not (self.state.is_whole("detector.json") and artefact_is_whole(self.out)):
-            self._write_artefact()
-        document = self._with_intervals(document)
-        if not self.state.is_whole("report.html"):
-            self._write_report(document)
-            self.state.keep("report.html")
-        self.monitor.show(indices_table(document))
-        return document
-
-    def _with_intervals(self, document: dict[str, Any]) -> dict[str, Any]:
-        """The results with confidence intervals, if they are asked for and the run has what they are made of."""
-        if not lacks_intervals(document, self.out, self.config.evaluation.bootstrap):
-            return document
-        try:
-            document = write_intervals(document, self.state, self.tests, self.config.evaluation, self.monitor)
-        except InputError as error:
-            self.monitor.show(escape(f"No confidence intervals: {error}"))
-            return document
-        (self.out / "report.html").unlink(missing_ok=True)  # it was made without them
-        write_text(self.out / "results.csv", results_csv(document))
-        write_json(self.out / "results.json", document)
-        self.state.keep("results.json", "results.csv")
-        return document
-
-    def _written_results(self) -> dict[str, Any] | None:
-        """results.json, or None when it or results.csv is absent, damaged, or older than the last stage."""
-        if not self.state.is_whole("results.json", "results.csv"):
-            return None
-        document = read_json(self.out / "results.json")
-        current = isinstance(document, dict) and len(document.get("stages", ())) == self.state.finished_stages
-        return document if current else None
+        return self.outputs.finish(lambda: self._reference(digests))
 
     def _log_finished(self, digests: Mapping[str, str]) -> None:
         """What a kill, or a logger that was not asked for then, left unlogged of finished stages."""
         if self.loggers.is_behind(self.state.finished_stages):
             reference = self._reference(digests)
             for number in range(1, self.state.finished_stages + 1):
-                self.loggers.finish(number, self._results(number, reference))
+                self.loggers.finish(number, self.outputs.results(number, reference))
 
     def _incremental_stages(self, digests: Mapping[str, str], reference: dict[str, Any]) -> None:
         first = self.state.finished_stages + 1
@@ -261,7 +221,7 @@ class Learner:
         if result.fisher is not None:
             files["fisher"] = folder / "fisher.safetensors"
             store_tensors(result.fisher, files["fisher"])
-        write_json(files["examples"], self._examples(scores))
+        write_json(files["examples"], example_detections(scores, self.tests))
         found = {name: [scores[name].detections[image.path] for image in self.tests[name]] for name in scores}
         store_detections(found, self.series.classes, files["detections"])
         training = {"images": data.images, "boxes": data.boxes} if data else None
@@ -269,8 +229,8 @@ class Learner:
         shutil.rmtree(folder / "data", ignore_errors=True)
         shutil.rmtree(folder / "train" / "weights", ignore_errors=True)
         self.state.finish_stage(files)
-        self._write_artefact()
-        document = self._write_results(reference)
+        self.outputs.write_artefact()
+        document = self.outputs.write_results(reference)
         self.loggers.finish(self.state.finished_stages, document)
         self.monitor.show(stage_table(document, task))
 
@@ -280,46 +240,6 @@ class Learner:
         result = StageResult(trained.detector, losses, None, {"train": trained.outcome.seconds})
         statistics = DomainStatistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         self._close_stage(0, statistics, result, self.out / "stages" / "joint", reference)
-
-    def _write_artefact(self) -> None:
-        if self.config.method.start == "pretrained":
-            return  # there is no one detector to deploy
-        count = self.state.finished_stages
-        metrics = [read_json(self.state.stage_file(number, "metrics")) for number in range(1, count + 1)]
-        detector = restore_detector(self.state.stage_file(count, "model"))
-        before: dict[str, Tensor] = {}
-        if count > 1:
-            shared = detector.split(self.config.method.towers == "shared").shared
-            state = restore_detector(self.state.stage_file(count - 1, "model")).state()
-            before = {key: state[key] for key in shared}
-        record = record_of_run(self.config, self.series, metrics, detector, self.start_digest)
-        write_artefact(self.out, Artefact(detector, record, before))
-        self.state.keep("detector.json")
-
-    def _write_results(self, reference: dict[str, Any]) -> dict[str, Any]:
-        document = self._results(self.state.finished_stages, reference)
-        write_json(self.out / "results.json", document)
-        write_text(self.out / "results.csv", results_csv(document))
-        self.state.keep("results.json", "results.csv")
-        return document
-
-    def _results(self, count: int, reference: dict[str, Any]) -> dict[str, Any]:
-        """Content of results.json after ``count`` stages."""
-        stages = [read_json(self.state.stage_file(number, "metrics"))["stage"] for number in range(1, count + 1)]
-        seconds = sum(sum(stage["timing"].values()) for stage in stages)
-        timing = {"reference": reference["seconds"], "total": seconds + reference["seconds"]}
-        return results_document(self.config, self.series, stages, reference["reference"], timing)
-
-    def _write_report(self, document: dict[str, Any]) -> None:
-        from duet.report.html import write_report
-        from duet.report.scenes import scene_panels
-
-        count = self.state.finished_stages
-        first = read_json(self.state.stage_file(1, "examples"))
-        final = read_json(self.state.stage_file(count, "examples"))
-        panels = scene_panels(self.tests, first, final, EXAMPLES)
-        today = datetime.date.today().isoformat()
-        write_report(document, panels, self.out / "report.html", date=today)
 
     def _scores(self, detector: Detector, title: str) -> dict[str, DomainScores]:
         scores = {}
@@ -338,23 +258,6 @@ class Learner:
                 lambda done, total: self.monitor.advance(done),
             )
         return scores
-
-    def _examples(self, scores: Mapping[str, DomainScores]) -> dict[str, list[dict[str, Any]]]:
-        """Confident detections in the first test images of each domain, for the report."""
-        examples: dict[str, list[dict[str, Any]]] = {}
-        for name, value in scores.items():
-            examples[name] = []
-            for image in self.tests[name][:EXAMPLES]:
-                found = value.detections[image.path]
-                sure = [index for index, score in enumerate(found.scores.tolist()) if score >= EXAMPLE_SCORE]
-                examples[name].append(
-                    {
-                        "boxes_xyxy": [[round(v, 2) for v in found.boxes_xyxy[index].tolist()] for index in sure],
-                        "scores": [round(float(found.scores[index]), 4) for index in sure],
-                        "labels": [found.labels[index] for index in sure],
-                    }
-                )
-        return examples
 
     def _reference(self, digests: Mapping[str, str]) -> dict[str, Any]:
         path = self.state.kept("reference.json")
@@ -387,46 +290,6 @@ class Learner:
             values = read_json(self.state.stage_file(number, "metrics"))["statistics"]
             found.append(DomainStatistics(tuple(values["mean"]), tuple(values["std"])))
         return tuple(found)
-
-    def _refuse_bad_training_data(self) -> None:
-        """Read every training split once, so that a fault in the last task is found before the first is trained."""
-        for task in self.series.tasks:
-            images = self.domains[task.domain].train()
-            wanted = frozenset(task.classes)
-            if not any(label in wanted for image in images for label in image.labels):
-                raise InputError(
-                    f"domain '{task.domain}': its training split has no box of the classes {', '.join(task.classes)}"
-                )
-            if self.source.section.other_labels == "error":
-                for image in images:
-                    for label, line in zip(image.labels, image.lines):
-                        if label not in wanted:
-                            raise InputError(f"{line}: {not_of_the_task(label, task.classes)}")
-
-    def _planned_steps(self, digests: Mapping[str, str]) -> int:
-        """Training steps that are still to do, references included."""
-        settings, method, batch = self.config.train, self.config.method, self.config.train.batch
-        first, trainer = self.state.finished_stages + 1, self._trainer(digests)
-        steps = 0
-        for number in range(first, len(self.series) + 1):
-            task = self.series.tasks[number - 1]
-            count = self._trained_images(task.domain, task.classes)
-            alone = number == 1 or method.start == "pretrained"
-            epochs = settings.epochs + (0 if alone else method.calibration_epochs)
-            trained_before = method.joint or (alone and trainer.has_alone(number))
-            steps += 0 if trained_before else epochs * -(-count // batch)
-        wanted = method.joint or self.config.evaluation.reference != "none"
-        if wanted and not (self.out / "reference.json").exists():
-            for domains, classes in missing_references(trainer):
-                count = sum(self._trained_images(name, classes) for name in domains)
-                steps += settings.epochs * -(-count // batch)
-        return steps
-
-    def _trained_images(self, domain: str, classes: Sequence[str]) -> int:
-        images, wanted = self.domains[domain].train(), frozenset(classes)
-        if self.source.section.unlabelled_images == "keep":
-            return len(images)
-        return sum(not wanted.isdisjoint(image.labels) for image in images)
 
     def _steps(self, data: TrainingSet) -> int:
         return self.config.train.epochs * -(-data.images // self.config.train.batch)

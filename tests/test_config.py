@@ -58,7 +58,7 @@ def test_the_method_option_replaces_the_files_method(tmp_path):
         (["train.lr0=.inf"], "key 'train.lr0' is inf"),
         (["train.scale=5"], "key 'train.scale' is 5"),
         (["train.device=banana"], "key 'train.device' is 'banana'"),
-        (["train.device='0,1'"], "key 'train.device' is '0,1'"),
+        (["train.device='0;1'"], "key 'train.device' is '0;1'"),
         (["seed=5000000000"], "key 'seed' is 5000000000"),
         (["train=5"], "key 'train' is 5"),
     ],

@@ -1,4 +1,4 @@
-"""Measure speed as ratios within one run: ``benchmark.py train``, ``infer``, ``merge``, ``data``.
+"""Measure speed as ratios within one run: ``benchmark.py`` train, infer, merge, data, fuse.
 
 Absolute times depend on the machine and what else it does; the variants are run in turn, several times, and the
 medians of their ratios are printed.
@@ -17,6 +17,7 @@ from typing import Annotated
 import torch
 import typer
 from benchmark_data import data
+from benchmark_fuse import fuse
 from benchmark_infer import infer
 from benchmark_merge import merge
 from rich.console import Console
@@ -41,6 +42,7 @@ def _root() -> None:
 app.command()(infer)
 app.command()(merge)
 app.command()(data)
+app.command()(fuse)
 
 
 @app.command()

@@ -24,12 +24,12 @@ _logger = logging.getLogger(__name__)
 
 
 def differing_scenes(runs: Sequence[ComparedRun], per_domain: int = 1) -> list[ComparedScene]:
-    """Per series, detector and domain, the test pictures on which the methods' F1 scores spread most.
+    """Per series, detector and domain, the test pictures on which the methods' errors spread most.
 
-    A picture's F1 is 2 · found / (2 · found + false + missed) at score 0.25 and IoU 0.5, over all classes of the
-    series; the spread is the standard deviation over the methods, the joint model left out. Everything is taken from
-    one seed, the one that most methods have finished. Where pictures cannot be had (detections were not kept, the data
-    is gone), the reason is logged as a warning and the block has none.
+    A picture's errors are its missed and false objects at score 0.25 and IoU 0.5, over all classes of the series; the
+    spread is the standard deviation over the methods, the joint model left out. Everything is taken from one seed, the
+    one that most methods have finished. Where the pictures cannot be had (the data changed or is gone, detections are
+    damaged), the reason is logged as a warning and the block has none; runs that kept no detections are left out.
 
     Args:
         runs: the cells of the grid, whatever their status.
@@ -102,19 +102,18 @@ def _refuse_other_images(
 def _spreads(
     parts: Mapping[str, Sequence[Detections]], images: Sequence[LabelledImage], classes: Sequence[str]
 ) -> list[float]:
-    """Standard deviation over methods of each picture's F1; 0 where nothing is to be found."""
+    """Standard deviation over methods of each picture's errors; 0 where nothing is to be found."""
     spreads = []
     for place, image in enumerate(images):
         truth = true_boxes(image)
-        scores = [_f1(list(_drawn(item[place])), truth, classes) for item in parts.values()] if truth else []
-        spreads.append(statistics.pstdev(scores) if scores else 0.0)
+        errors = [_errors(list(_drawn(item[place])), truth, classes) for item in parts.values()] if truth else []
+        spreads.append(statistics.pstdev(errors) if errors else 0.0)
     return spreads
 
 
-def _f1(found: Sequence[DrawnBox], truth: Sequence[DrawnBox], classes: Sequence[str]) -> float:
+def _errors(found: Sequence[DrawnBox], truth: Sequence[DrawnBox], classes: Sequence[str]) -> int:
     verdict = judge(found, truth, classes)
-    right = 2 * len(verdict.correct)
-    return right / max(1, right + len(verdict.false) + len(verdict.missed))
+    return len(verdict.false) + len(verdict.missed)
 
 
 def _scene(run: ComparedRun, domain: str, image: LabelledImage, found: Mapping[str, Detections]) -> ComparedScene:

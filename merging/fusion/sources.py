@@ -1,0 +1,50 @@
+"""Where models, heads and data come from, by the configuration's ``kind``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from merging.checks import known
+from merging.fusion.config import FusionSettings
+from merging.fusion.embedded_pictures import embedded_pictures
+from merging.fusion.embedded_texts import embedded_texts
+from merging.fusion.huggingface import clip_problem, image_problem, text2text_problem, text_problem_of
+from merging.fusion.problem import FusionProblem
+from merging.fusion.torchvision_models import torchvision_problem
+
+EMBEDDED: dict[str, Callable[..., FusionProblem]] = {
+    "embedded-pictures": embedded_pictures,
+    "embedded-texts": embedded_texts,
+}
+SOURCES: dict[str, Callable[[FusionSettings, Path], FusionProblem]] = {
+    "clip": clip_problem,
+    "image": image_problem,
+    "text": text_problem_of,
+    "text2text": text2text_problem,
+    "torchvision": torchvision_problem,
+}
+
+
+def build_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
+    """Open or train the models, open the data.
+
+    Args:
+        settings: the configuration.
+        cache: folder for what is made.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ValueError: for an unknown kind or option, or whatever does not fit, in one sentence.
+        FileNotFoundError: when a path does not exist.
+    """
+    known("kind", settings.kind, [*EMBEDDED, *SOURCES])
+    if settings.kind in SOURCES:
+        return SOURCES[settings.kind](settings, cache)
+    build = EMBEDDED[settings.kind]
+    for name in settings.options:
+        known(f"option of {settings.kind}", name, set(inspect.signature(build).parameters) - {"seed", "cache"})
+    return build(seed=settings.seed, cache=cache, **settings.options)
