@@ -96,8 +96,8 @@ def concrete_task_arithmetic(
     memory: dict[str, Tensor] = {}
     with evaluating(family.module):
         for draw in range(settings.steps):
-            merged = merge_weights(family, coefficients, _mask(logits, settings, draw), memory)
-            losses = _mask_step(merged, tasks, settings.mode, step)
+            drawn = _mask(logits, settings, draw)
+            losses = _mask_step(merge_weights(family, coefficients, drawn, memory), tasks, settings.mode, step)
             recorder.add("mask", losses, lambda: merge_weights(family, coefficients, _expected(logits, settings)))
     options = {"scaling_factor": scaling_factor, **asdict(settings)}
     density = mask_density(logits)
