@@ -191,7 +191,7 @@ def test_a_stream_is_read_by_ultralytics(clip):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    monkeypatch.setattr("duet.detectors.families.load_pretrained", lambda name: OneBox())
+    monkeypatch.setattr("duet.detectors.families.load_pretrained", lambda name, trust=False: OneBox())
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: CliRunner().invoke(app, ["predict", "detector.pt", *map(str, arguments)])
 

@@ -98,7 +98,7 @@ def test_bad_arguments_are_one_sentence(arguments, message, series):
 
 def test_the_command_prints_the_grid_and_writes_the_numbers(series, monkeypatch, tmp_path):
     oracle = Oracle(series, ("0", "1", "2", "3", "4"))
-    monkeypatch.setattr("duet.detectors.families.load_pretrained", lambda name: oracle)
+    monkeypatch.setattr("duet.detectors.families.load_pretrained", lambda name, trust=False: oracle)
     arguments = ["evaluate", "oracle", "--series", str(series), "--json", str(tmp_path / "grid.json")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
