@@ -175,7 +175,7 @@ def test_a_worker_that_is_killed_fails_its_cell_alone(write_grid, tmp_path):
 @pytest.mark.skipif(CORES < 2, reason="needs two cores")
 def test_two_workers_are_one_and_a_half_times_as_fast_as_one(write_grid, tmp_path):
     pytest.importorskip("ray")
-    train = {"epochs": 3, "threads": 1}
+    train = {"epochs": 1, "threads": 1}
     grid = write_grid(
         methods=["sequential"],
         seeds=[0, 1, 2, 3],
@@ -195,8 +195,12 @@ def test_two_workers_are_one_and_a_half_times_as_fast_as_one(write_grid, tmp_pat
     kept = os.environ["DUET_CACHE"]
     try:
         one = seconds("one", LocalEngine(1), 0)
-        two = min(seconds("two", LocalEngine(2), number) for number in range(2))
-        ray = min(seconds("ray", RayEngine(2, cpus=1, gpus=0), number) for number in range(2))
+        two = seconds("two", LocalEngine(2), 0)
+        ray = seconds("ray", RayEngine(2, cpus=1, gpus=0), 0)
+        if one / two < 1.5:  # another process may have been in the way
+            two = seconds("two", LocalEngine(2), 1)
+        if one / ray < 1.5:
+            ray = seconds("ray", RayEngine(2, cpus=1, gpus=0), 1)
     finally:
         os.environ["DUET_CACHE"] = kept
     assert one / two >= 1.5, f"one worker {one:.1f} s, two {two:.1f} s"
