@@ -127,6 +127,7 @@ class UltralyticsDetector(ModuleDetector):
         """A plain Ultralytics checkpoint in float32; ``YOLO(path)`` opens it without this package."""
         model = copy.deepcopy(self.model).eval().requires_grad_(False)
         model.criterion = None
+        model.model[-1].__dict__.pop("max_det", None)  # a prediction leaves it there
         model.args = {"imgsz": self.image_size or 640, "task": "detect"}
         model.task = "detect"
         content = {
