@@ -144,7 +144,7 @@ def summary(
     metric: Annotated[str, typer.Option(help="map50 or map50_95.")] = "map50",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
-    """Finished runs side by side: one line per method, means and deviations over seeds."""
+    """Finished runs, or fusions, side by side: one line per method, means and deviations over seeds."""
     from duet.documents import read_json
     from duet.report.summary import summary_markdown, summary_rows, summary_table
 
@@ -153,8 +153,14 @@ def summary(
     missing = [folder for folder in runs if not (folder / "results.json").is_file()]
     if missing:
         raise InputError(f"{missing[0]}: no results.json; is it a run folder?")
+    documents = [read_json(folder / "results.json") for folder in runs]
     try:
-        rows = summary_rows([read_json(folder / "results.json") for folder in runs], metric)
+        if documents and all("methods" in document for document in documents):
+            from duet.report.fusion import fusion_summary
+
+            typer.echo(fusion_summary(documents))
+            return
+        rows = summary_rows(documents, metric)
     except ValueError as error:
         raise InputError(str(error)) from error
     if markdown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,39 @@ def fusion_markdown(results: Mapping[str, Any]) -> str:
         cells = [_percent(line["accuracy"][task]) for task in tasks]
         cells += [_percent(line["average"]), _percent(line["average_normalised"])]
         lines.append(f"| {line['label']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def fusion_summary(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Several seeds of one fusion: mean accuracy in percent per method and task, and the deviation of the average.
+
+    Args:
+        documents: contents of results.json, of one fusion with the same tasks and methods.
+
+    Returns:
+        A Markdown table.
+
+    Raises:
+        ValueError: when the documents differ in name, tasks or methods, or two have the same seed.
+    """
+    first = documents[0]
+    tasks, methods = [task["name"] for task in first["tasks"]], [line["method"] for line in first["methods"]]
+    for document in documents:
+        names = [task["name"] for task in document["tasks"]], [line["method"] for line in document["methods"]]
+        if document["name"] != first["name"] or names != (tasks, methods):
+            raise ValueError(f"'{document['name']}' and '{first['name']}': expected the same fusion, tasks and methods")
+    seeds = [document["seed"] for document in documents]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{first['name']}: two fusions have the same seed ({seeds})")
+    lines = ["| Method | " + " | ".join(tasks) + " | Average | Normalised |", "|---" * (len(tasks) + 3) + "|"]
+    for rows in zip(*(document["methods"] for document in documents)):
+        cells = [_percent(statistics.fmean(row["accuracy"][task] for row in rows)) for task in tasks]
+        averages = [row["average"] for row in rows]
+        spread = f" ± {100 * statistics.stdev(averages):.1f}" if len(rows) > 1 else ""
+        shares = [row["average_normalised"] for row in rows]
+        share = None if None in shares else statistics.fmean(shares)
+        cells += [_percent(statistics.fmean(averages)) + spread, _percent(share)]
+        lines.append(f"| {rows[0]['label']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ from merging.fusion.run import fuse_problem
 
 TEXTS = Path(__file__).resolve().parents[4] / "shared" / "data" / "text"
 COUNTS = {"train": 480, "unlabelled": 200, "test": 200}
-MASK = {"steps": 12, "learning_rate": 5e-2, "batch": 8, "final_mask": "mean"}
+MASK = {"steps": 12, "learning_rate": 1e-1, "initial_logits": 3, "batch": 8, "final_mask": "mean"}
 COEFFICIENTS = {"steps": 40, "learning_rate": 1e-2, "batch": 8}
 BOTH = {**MASK, "coefficient_steps": 40, "coefficient_learning_rate": 1e-2}
 METHODS = MethodSettings.model_validate(
