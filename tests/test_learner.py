@@ -270,7 +270,7 @@ def test_a_run_without_stored_detections_says_why_it_has_no_intervals(
 
 
 def test_a_damaged_reference_in_the_cache_is_trained_again(undisturbed, series, pretrained_weights, cache, tmp_path):
-    kept = [folder for folder in (cache / "references").iterdir() if (folder / "model.safetensors").exists()]
+    kept = [folder for folder in (cache / "trainings").iterdir() if (folder / "model.safetensors").exists()]
     for folder in kept:
         content = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
