@@ -29,7 +29,7 @@ TASKS = [
 ]
 SERIES = {
     "name": "small",
-    "scenes": {"seed": 5, "train_scenes": 24, "test_scenes": 8},
+    "scenes": {"seed": 6, "train_scenes": 24, "test_scenes": 8},
     "other_labels": "drop",
     "unlabelled_images": "keep",
     "train": {"epochs": 1, "image_size": 160, "fliplr": 0.0, "batch": 8, "threads": 1, "workers": 0},

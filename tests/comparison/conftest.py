@@ -14,7 +14,7 @@ from duet.config import RunConfig
 
 SERIES = {
     "name": "tiny",
-    "scenes": {"seed": 5, "train_scenes": 24, "test_scenes": 12},
+    "scenes": {"seed": 17, "train_scenes": 24, "test_scenes": 12},
     "other_labels": "drop",
     "unlabelled_images": "keep",
     "train": {"epochs": 1, "image_size": 64, "fliplr": 0.0, "batch": 8},
