@@ -15,6 +15,7 @@ from duet.artefact import artefact_is_whole, open_artefact
 from duet.config import parse_assignments
 from duet.datasets.domain import open_domains
 from duet.datasets.series_file import find_series
+from duet.detectors.families import load_pretrained
 from duet.learner import Learner
 from duet.resolve import resolve_config
 
@@ -102,6 +103,12 @@ def test_the_pictures_are_gone_and_two_more_tasks_are_learned(name, pictures, tm
     assert all(torch.equal(value, expected.before[key]) for key, value in found.before.items())
     assert (found.record.tasks, found.record.start) == (expected.record.tasks, expected.record.start)
     assert found.detector.classes == tuple("0123456789")
-    assert (tmp_path / "second" / "detector.pt").read_bytes() == (whole / "detector.pt").read_bytes()
+    deployed, uninterrupted = tmp_path / "second" / "detector.pt", whole / "detector.pt"
+    if name == "yolo11n":  # a pickle of modules: equal in what it holds, not byte by byte
+        one, other = load_pretrained(str(deployed)), load_pretrained(str(uninterrupted)).state()
+        assert one.classes == tuple("0123456789")
+        assert all(torch.equal(value, other[key]) for key, value in one.state().items())
+    else:
+        assert deployed.read_bytes() == uninterrupted.read_bytes()
     scores = json.loads((tmp_path / "second" / "update.json").read_text())["scores"]
     assert [row["kind"] for row in scores] == ["old", "new"]
