@@ -8,6 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
+from merging.placing import runs
+
 # What the user can mend; other codes are faults of a program and stay as they are.
 _OF_THE_DISK = {
     errno.ENOSPC,
@@ -63,7 +65,7 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
     """
     for path in [*folder.glob(f".{name}.*.part"), *(folder.glob(".tmp??????") if name == "*" else ())]:
         found = _PART.fullmatch(path.name)
-        if found is None or (found[1] and _runs(int(found[1]))):
+        if found is None or (found[1] and runs(int(found[1]))):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -96,15 +98,3 @@ def _bytes_left(path: Path) -> int:
         return shutil.disk_usage(path.parent).free
     except OSError:
         return 0
-
-
-def _runs(process: int) -> bool:
-    if process == os.getpid():
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True

@@ -75,7 +75,7 @@ def tidy(target: Path) -> None:
     pattern = re.compile(re.escape(f".{target.name}.") + r"(partial|replaced)-(\d+)")
     for path in target.parent.iterdir():
         found = pattern.fullmatch(path.name)
-        if found is None or _runs(int(found[2])):
+        if found is None or runs(int(found[2])):
             continue
         if found[1] == "replaced" and not target.exists():
             os.rename(path, target)
@@ -83,7 +83,8 @@ def tidy(target: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
+    """Whether a process with this number is alive, another user's included."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

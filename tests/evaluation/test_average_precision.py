@@ -3,27 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hand_written_boxes import found, truth
 
 from duet.config import EvaluationSettings
-from duet.datasets.images import LabelledImage
-from duet.detectors.base import Detections
 from duet.evaluation.average_precision import ClassPrecision, class_precisions, mean_precision
 from duet.evaluation.run import score_domain
 
 CLASSES = ("cat", "dog", "bird")
-
-
-def truth(name, *items):
-    boxes = np.array([box for _, box in items], dtype=float).reshape(-1, 4)
-    return LabelledImage(Path(name), (100, 100), boxes, tuple(label for label, _ in items), ("x",) * len(items))
-
-
-def found(*items):
-    return Detections(
-        np.array([box for _, _, box in items], dtype=np.float32).reshape(-1, 4),
-        np.array([score for _, score, _ in items], dtype=np.float32),
-        tuple(label for label, _, _ in items),
-    )
 
 
 A, B, C = (0, 0, 20, 20), (40, 40, 80, 80), (50, 0, 70, 20)
