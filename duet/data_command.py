@@ -14,9 +14,9 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from duet.command_line import bars
 from duet.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def check(
     from duet.datasets.check import check_series
     from duet.datasets.series_file import find_series
 
-    with _bars() as progress:
+    with bars() as progress:
         source = find_series(series, root)
         result = check_series(source, progress)
     console = _console()
@@ -73,7 +73,7 @@ def convert(
     from duet.datasets.dataset_folder import open_folder
 
     dataset = open_folder(folder, images)
-    with _bars() as progress:
+    with bars() as progress:
         splits = dataset.read(lambda done, total: progress("read", done, total))
     _tell(write_dataset(splits, dataset.names, out, _format(to), copy), out)
 
@@ -108,7 +108,7 @@ def show(
     """Draw sample pages: pictures with their boxes."""
     from duet.report.sample_pages import sample_page
 
-    with _bars() as progress:
+    with bars() as progress:
         pages = _pages(target, root, images, progress)
         for title, (chosen, classes) in pages.items():
             path = out / f"{title}.png"
@@ -135,7 +135,7 @@ def make_domain(
     if shift not in SHIFTS:
         raise InputError(f"unknown shift '{shift}'" + nearest(shift, SHIFTS))
     dataset = open_folder(folder, images)
-    with _bars() as progress, _scratch(out) as scratch:
+    with bars() as progress, _scratch(out) as scratch:
         splits = dataset.read(lambda done, total: progress("read", done, total))
         every = {image.path: image for part in splits.values() for image in part}
         told = lambda done, total: progress(f"draw {shift}", done, total)  # noqa: E731
@@ -297,18 +297,3 @@ def _marked(level: str) -> str:
 def _console() -> Console:
     console = Console(highlight=False)
     return console if console.is_terminal else Console(width=160, highlight=False)
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per part of the work, on a terminal."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def told(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield told

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
+from duet.command_line import bars, one_sentence
 from duet.config import overlay, parse_assignments
 from duet.documents import read_json, read_yaml
 from duet.errors import InputError, nearest
@@ -50,7 +49,7 @@ def fuse(
     if root is not None:
         given["root"] = str(root)
     values = overlay(overlay(values, given), parse_assignments(set_ or []))
-    with _one_sentence():
+    with one_sentence():
         from merging.fusion.config import parse_fusion
 
         settings = parse_fusion(values, where)
@@ -59,7 +58,7 @@ def fuse(
         from merging.fusion.run import fuse as run
 
         store = _Keeper(folder, keep)
-        with _bars() as progress:
+        with bars() as progress:
             results = run(settings, cache_folder() / "fusion", keep=store, progress=progress)
         store.finish()
     from duet.report.fusion import fusion_markdown, write_fusion
@@ -126,28 +125,3 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{folder}: holds the results of another command; choose another --out")
     if results.is_file() and not overwrite:
         raise InputError(f"{folder}: holds the results of a fusion; choose another --out, or say --overwrite")
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """What the core refuses is the user's input; the command line shows it as one sentence."""
-    try:
-        yield
-    except (KeyError, ValueError, TypeError, OSError) as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise InputError(str(text)) from error
-
-
-@contextmanager
-def _bars() -> Iterator[Any]:
-    """A progress bar per method."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(phase)
-            bars.update(tasks[phase], completed=done, total=total)
-
-        yield show

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
+from duet.command_line import bars, one_sentence
 from duet.config import parse_assignments
 from duet.errors import InputError, nearest
 from duet.options import TrustOption
@@ -46,7 +44,7 @@ def merge(
     from duet.merge_checkpoints import merge_into_checkpoint, open_input, refuse_other_heads
     from merging.files import merge_files, plan_files
 
-    with _one_sentence():
+    with one_sentence():
         ancestor, tuned = open_input(base, trust), [open_input(path, trust) for path in models]
         refuse_other_heads(ancestor, tuned, options.get("policy", "error"))
         plain = [given.model for given in tuned]
@@ -57,7 +55,7 @@ def merge(
             return
         if out is None:
             raise InputError(f"merge {method}: --out is missing")
-        with _bars() as progress:
+        with bars() as progress:
             given = {"progress": progress, "overwrite": overwrite, **options}
             if out.suffix == ".pt":
                 done = merge_into_checkpoint(method, ancestor, tuned, out, **given)
@@ -73,33 +71,9 @@ def _diff(pair: list[Path], base: Path | None, out: Path | None, options: dict[s
     from merging.analysis import diff
     from merging.plots import plot_comparison
 
-    with _one_sentence(), _bars() as progress:
+    with one_sentence(), bars() as progress:
         first, second, ancestor = (path and open_input(path, trust).model for path in (*pair, base))
         comparison = diff(first, second, base=ancestor, progress=progress, **options)
         if out is not None:
             plot_comparison(comparison, out)
     Console(highlight=False, markup=False).print(comparison.table(), soft_wrap=True)
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """What the core refuses is the user's input; the command line shows it as one sentence."""
-    try:
-        yield
-    except (KeyError, ValueError, TypeError, OSError) as error:
-        raise InputError(str(error)) from error
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per phase of a merge."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(phase)
-            bars.update(tasks[phase], completed=done, total=total)
-
-        yield show
