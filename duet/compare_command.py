@@ -60,9 +60,9 @@ def compare(
             raise InputError(f"--method {unknown[0]}: the grid has {', '.join(dict.fromkeys(c.label for c in cells))}")
         cells = [cell for cell in cells if cell.label in method]
     folder = out or Path("runs") / f"compare-{chosen.name}"
+    records = read_records(cells, folder)  # a changed configuration is refused before an engine is started
     if dry_run:
-        return _show_cells(cells, read_records(cells, folder))
-    records = read_records(cells, folder)
+        return _show_cells(cells, records)
     if not report_only:
         slots = workers or len(cards) or _cores() // max(1, cells[0].config.train.threads or _cores())
         settings = {"slots": workers if engine == "ray" else max(1, slots), "address": address}
