@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from merging.placing import runs
+from psutil import pid_exists
 
 # What the user can mend; other codes are faults of a program and stay as they are.
 _OF_THE_DISK = {
@@ -65,7 +65,7 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
     """
     for path in [*folder.glob(f".{name}.*.part"), *(folder.glob(".tmp??????") if name == "*" else ())]:
         found = _PART.fullmatch(path.name)
-        if found is None or (found[1] and runs(int(found[1]))):
+        if found is None or (found[1] and pid_exists(int(found[1]))):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -9,6 +9,8 @@ import re
 import shutil
 from pathlib import Path
 
+from psutil import pid_exists
+
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
 _HERE = -100  # AT_FDCWD
 
@@ -75,20 +77,9 @@ def tidy(target: Path) -> None:
     pattern = re.compile(re.escape(f".{target.name}.") + r"(partial|replaced)-(\d+)")
     for path in target.parent.iterdir():
         found = pattern.fullmatch(path.name)
-        if found is None or runs(int(found[2])):
+        if found is None or pid_exists(int(found[2])):
             continue
         if found[1] == "replaced" and not target.exists():
             os.rename(path, target)
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def runs(process: int) -> bool:
-    """Whether a process with this number is alive, another user's included."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True

@@ -161,3 +161,10 @@ def test_the_tool_and_the_command_are_the_same():
     shown = subprocess.run([sys.executable, str(tool), "--help"], capture_output=True, text=True, check=True).stdout
     for option in ("--series", "--detector", "--method", "--seed", "--out", "--set"):
         assert option in shown
+
+
+def test_the_command_starts_without_the_heavy_libraries():
+    heavy = ("torch", "ultralytics", "matplotlib", "cv2", "transformers")
+    program = f"import duet.cli, sys; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
