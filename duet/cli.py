@@ -15,7 +15,7 @@ from rich.console import Console
 from duet.compare_command import compare
 from duet.data_command import data
 from duet.disk import disk_error
-from duet.errors import InputError, TrainingStopped
+from duet.errors import InputError, TrainingStopped, first_line
 from duet.evaluate_command import evaluate
 from duet.export_command import export
 from duet.fuse_command import fuse
@@ -190,8 +190,7 @@ def main(command: str | None = None) -> None:
         explained = disk_error(error, Path(getattr(error, "filename", None) or "output"))
         if explained is not None:
             _fail(str(explained), 1)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        _fail(f"{lines[0] if lines else type(error).__name__} (DUET_TRACEBACK=1 shows where)", 1)
+        _fail(f"{first_line(error)} (DUET_TRACEBACK=1 shows where)", 1)
 
 
 def _run(arguments: list[str]) -> None:

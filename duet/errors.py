@@ -26,6 +26,12 @@ class TrainingStopped(RuntimeError):
         return type(self), (str(self), self.option)  # it travels between processes
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind when it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a refusal: `` (did you mean 'epochs'?)``, or the list of what is known.
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from duet.errors import InputError
+from duet.errors import InputError, first_line
 
 MLFLOW_VALUE = 6000  # characters of a parameter, as MLflow's stores allow
 
@@ -197,17 +197,12 @@ def open_target(name: str, notes: RunNotes, identity: str | None, next_step: int
     try:
         return TARGETS[name].open(notes, identity, next_step)
     except Exception as error:  # each package has its own kinds
-        raise InputError(f"logger '{name}' cannot be opened: {_one_line(error)}") from error
+        raise InputError(f"logger '{name}' cannot be opened: {first_line(error)}") from error
 
 
 def plain_name(name: str) -> str:
     """A name that every logger accepts: letters, digits, and ``_ - . /``."""
     return re.sub(r"[^\w\-./]", "_", name, flags=re.ASCII)
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _default_store() -> str | None:

@@ -20,12 +20,12 @@ from duet.config import RunConfig
 from duet.detectors.base import StageProgress
 from duet.documents import read_json
 from duet.errors import InputError
+from duet.evaluation.indices import METRICS
 from duet.log_targets import TARGETS, LogTarget, RunNotes, open_target, plain_name
 from duet.monitor import Monitor
 from duet.state import write_json
 
 RECORD = "loggers.json"
-METRICS = ("map50", "map50_95")
 NOT_LOGGED = ("tasks",)  # a count, no result
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 
 from duet import __version__
 from duet.config import RunConfig
-from duet.evaluation.indices import compute_indices
+from duet.evaluation.indices import METRICS, compute_indices
 from duet.evaluation.run import DomainScores, score_slice
 from duet.series import RoleSlice, Series
 
@@ -104,7 +104,7 @@ def results_document(
         "stages": [dict(stage) for stage in stages],
         "timing": {name: round(value, 3) for name, value in timing.items()},
     }
-    document["indices"] = {metric: compute_indices(document, metric).to_dict() for metric in ("map50", "map50_95")}
+    document["indices"] = {metric: compute_indices(document, metric).to_dict() for metric in METRICS}
     return document
 
 

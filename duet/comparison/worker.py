@@ -22,7 +22,7 @@ from typing import Any
 from duet.comparison.records import CellFiles, write_progress, write_record
 from duet.config import RunConfig
 from duet.detectors.base import StageProgress
-from duet.errors import InputError
+from duet.errors import InputError, first_line
 from duet.monitor import ConsoleMonitor
 
 SECONDS_BETWEEN = 0.5
@@ -136,8 +136,7 @@ def run_job(job: Job) -> int:
     except Exception as error:
         if not isinstance(error, InputError):
             traceback.print_exc()
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        sentence = lines[0] if lines else type(error).__name__
+        sentence = first_line(error)
         print(f"Error: {sentence}", flush=True)
         write_record(files.record, config, "failed", sentence, files.log)
         return 1

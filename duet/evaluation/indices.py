@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from duet.series import Role
 
 Metric = Literal["map50", "map50_95"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 _CLASS_KEY = {"map50": "ap50", "map50_95": "ap50_95"}
 _NO_BOX = "no test box of these classes"
@@ -143,8 +144,8 @@ class _Run:
     """One metric of a results mapping, looked up by domain and classes; each method yields an index's terms."""
 
     def __init__(self, results: Mapping[str, Any], metric: Metric) -> None:
-        if metric not in get_args(Metric):
-            raise ValueError(f"metric: expected one of {list(get_args(Metric))}, got {metric!r}")
+        if metric not in METRICS:
+            raise ValueError(f"metric: expected one of {list(METRICS)}, got {metric!r}")
         stages, tasks = results["stages"], results["series"]["tasks"]
         self.joint = _refuse_other_order(stages, tasks)
         self.tasks = tasks if self.joint else tasks[: len(stages)]

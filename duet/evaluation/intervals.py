@@ -19,11 +19,10 @@ from safetensors.numpy import save_file
 from duet.datasets.images import LabelledImage
 from duet.evaluation.bootstrap import SEED, image_weights
 from duet.evaluation.difference import LEVEL
-from duet.evaluation.indices import Indices, compute_indices, mean_map
+from duet.evaluation.indices import METRICS, Indices, compute_indices, mean_map
 from duet.evaluation.replicates import RunDetections, ScoredEntry, ScoredRun, Weighting, score_weighted
 from duet.state import write_atomic
 
-METRICS = ("map50", "map50_95")
 TERMS = ("ri", "gi")
 MEAN_MAP = "mean_map"
 SCALARS = (*(item.name for item in fields(Indices) if item.name not in ("tasks", "skipped", *TERMS)), MEAN_MAP)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from duet.evaluation.indices import Metric
+from duet.evaluation.indices import METRICS
 from duet.report.compared import ComparedRun
 from duet.report.comparison_noise import Estimate, Samples, estimate, read_replicates
 from duet.report.published import PublishedRow, published_rows
@@ -15,7 +15,6 @@ from duet.report.rows import INDEX_NAMES, MEAN_MAP, IndexName, index_value
 
 Kind = Literal["method", "exemplars", "committee", "joint"]
 
-METRICS: tuple[Metric, ...] = get_args(Metric)
 SIGN_CONFLICT = IndexName(
     "sign_conflict", "Sign conflict", "Share of shared weights whose update turned against the one before, per merge."
 )

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from duet.evaluation.indices import METRICS
 from duet.report import plots
 from duet.report.drawing import DrawnBox, ScenePanel, class_colours, draw_truth, draw_verdict, judge, text_colour
 from duet.report.figures import to_svg
@@ -162,12 +163,9 @@ def inline_svg(name: str, figure: Figure | None, description: str) -> Markup | N
 
 
 def _index_line(results: Mapping[str, Any], name: IndexName) -> dict[str, Any]:
-    values = {metric: index_value(results, name.key, metric) for metric in ("map50", "map50_95")}
+    values = {metric: index_value(results, name.key, metric) for metric in METRICS}
     capped = index_value(results, f"{name.key}_capped", "map50")
-    ends = {
-        f"{metric}_interval": interval_text(index_interval(results, name.key, metric))
-        for metric in ("map50", "map50_95")
-    }
+    ends = {f"{metric}_interval": interval_text(index_interval(results, name.key, metric)) for metric in METRICS}
     return {"name": name, **values, **ends, "capped": capped}
 
 

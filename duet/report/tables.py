@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from duet.evaluation.indices import METRICS
 from duet.report.interval_rows import (
     Interval,
     entry_interval,
@@ -109,7 +110,7 @@ def indices_table(results: Mapping[str, Any]) -> Table:
             table.add_column(interval_title(results), style="dim", no_wrap=True)
     table.add_column("Unit", style="dim", no_wrap=True)
     for name in (*INDEX_NAMES, MEAN_MAP):
-        cells = [cell for metric in ("map50", "map50_95") for cell in _index_cells(results, name.key, metric)]
+        cells = [cell for metric in METRICS for cell in _index_cells(results, name.key, metric)]
         style = "bold" if name.key in ("overall", "rai", "ni") else ""
         table.add_row(name.title, *cells, "ratio" if name.ratio else "mAP", style=style)
     for task, rate in sign_conflict_rates(results):
@@ -132,7 +133,7 @@ def results_csv(results: Mapping[str, Any]) -> str:
     writer.writerow(_CSV_COLUMNS)
     for place in range(len(results["stages"])):
         writer.writerows(_stage_lines(results, place))
-    for metric in ("map50", "map50_95"):
+    for metric in METRICS:
         writer.writerows(_index_lines(results, metric))
     return text.getvalue()
 
@@ -185,7 +186,7 @@ def _stage_lines(results: Mapping[str, Any], place: int) -> Iterator[tuple[Any, 
             ends = entry_interval(results, place, "slices", row, metric)
             yield _line(task, "slice", item["role"], item, metric, item.get(metric), ends)
     for row, cell in enumerate(stage.get("grid") or ()):
-        for metric in ("map50", "map50_95"):
+        for metric in METRICS:
             ends = entry_interval(results, place, "grid", row, metric)
             yield _line(task, "grid", "", cell, metric, cell[metric], ends)
     if stage.get("merge"):
