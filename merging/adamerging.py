@@ -8,7 +8,7 @@ import torch
 
 from merging.adaptation import BackwardMode, MergedWeights, UnlabelledTask, backward, merge_weights
 from merging.adapted import AdaptedMerge, Observe, Recorder, final_merge
-from merging.checks import number
+from merging.checks import number, whole_number
 from merging.coefficients import Coefficients
 from merging.concrete import FixedMask
 from merging.family import Family, evaluating
@@ -85,7 +85,7 @@ def train_coefficients(
     Raises:
         ValueError: see :func:`merging.adaptation.backward`; when steps or learning rate are negative.
     """
-    check_steps("steps", steps)
+    whole_number("steps", steps)
     adam = torch.optim.Adam([coefficients.values], lr=number("learning_rate", learning_rate, low=0.0))
     memory: dict[str, torch.Tensor] = {}
     for _ in range(steps):
@@ -102,16 +102,3 @@ def coefficient_step(merged: MergedWeights, tasks: Sequence[UnlabelledTask], mod
         merged.coefficients.add_gradient(key, merged.coefficient_gradient(key, gradient))
 
     return backward(merged, tasks, consume, mode)
-
-
-def check_steps(name: str, value: object) -> None:
-    """Refuse what is no whole number from 0 on.
-
-    Raises:
-        TypeError: when it is no whole number.
-        ValueError: when it is negative.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"option '{name}': expected a whole number, got {value!r}")
-    if value < 0:
-        raise ValueError(f"option '{name}': expected at least 0, got {value}")

@@ -33,6 +33,19 @@ def number(name: str, value: object, *, low: float = -math.inf, high: float = ma
     return float(value)
 
 
+def whole_number(name: str, value: object) -> None:
+    """Refuse what is no whole number from 0 on.
+
+    Raises:
+        TypeError: when it is no whole number.
+        ValueError: when it is negative.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"option '{name}': expected a whole number, got {value!r}")
+    if value < 0:
+        raise ValueError(f"option '{name}': expected at least 0, got {value}")
+
+
 def choice(name: str, value: object, allowed: Sequence[str]) -> str:
     """Return the value if it is one of the allowed words, else refuse it naming the nearest.
 

@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merging.adamerging import check_steps, coefficient_step, train_coefficients
+from merging.adamerging import coefficient_step, train_coefficients
 from merging.adaptation import BACKWARD_MODES, BackwardMode, MergedWeights, UnlabelledTask, backward, merge_weights
 from merging.adapted import AdaptedMerge, Observe, Recorder, final_merge
-from merging.checks import choice, number
+from merging.checks import choice, number, whole_number
 from merging.coefficients import Coefficients
 from merging.concrete import MaskDraw, fix_mask, mask_density
 from merging.differentiable import through_inner_step
@@ -52,8 +52,8 @@ class MaskSettings:
     mode: BackwardMode = "together"
 
     def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
-        check_steps("seed", self.seed)
+        whole_number("steps", self.steps)
+        whole_number("seed", self.seed)
         number("learning_rate", self.learning_rate, low=0.0)
         number("initial_logits", self.initial_logits)
         if number("temperature", self.temperature, low=0.0) == 0.0:

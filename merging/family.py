@@ -137,7 +137,8 @@ def open_module_family(
     changed = [key for key in keys if any(vector[key].any() for vector in vectors)]
     if not changed:
         raise ValueError("no parameter of the fine-tuned models differs from the pretrained model: nothing to merge")
-    fixed = {key: state[key].detach() for key in keys if key not in set(changed)}
+    trained = set(changed)
+    fixed = {key: state[key].detach() for key in keys if key not in trained}
     fixed.update(_statistics(state, sources, plan))
     base = {key: state[key].detach() for key in changed}
     kept = tuple({key: vector[key] for key in changed} for vector in vectors)
