@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny_series
 import yaml
 
 from duet.comparison.grid import cells_of, read_grid
@@ -12,13 +13,11 @@ from duet.comparison.records import write_record
 from duet.comparison.worker import Job
 from duet.config import RunConfig
 
+# Without threads: the grid says how many.
 SERIES = {
-    "name": "tiny",
+    **tiny_series.SERIES,
     "scenes": {"seed": 17, "train_scenes": 24, "test_scenes": 12},
-    "other_labels": "drop",
-    "unlabelled_images": "keep",
     "train": {"epochs": 1, "image_size": 64, "fliplr": 0.0, "batch": 8},
-    "tasks": [{"domain": "clear", "classes": ["0", "1", "2"]}, {"domain": "night", "classes": ["3", "4"]}],
 }
 
 
