@@ -8,6 +8,7 @@ from duet.errors import InputError
 from duet.evaluation.stored import restore_detections, store_detections
 
 NONE = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), ())
+ONE = Detections(np.asarray([[9, 9, 10, 11]], np.float32), np.asarray([0.5], np.float32), ("dog",))
 TWO = Detections(
     np.asarray([[1, 2, 3, 4], [5, 6, 7.5, 8]], np.float32), np.asarray([0.9, 0.1], np.float32), ("cat", "dog")
 )
@@ -19,7 +20,7 @@ def same(found: Detections, wanted: Detections) -> bool:
 
 
 def test_detections_come_back_image_by_image(tmp_path):
-    stored = {"joint/ä b": [NONE, TWO, NONE], "night": [TWO], "empty": [NONE, NONE], "no images": []}
+    stored = {"joint/ä b": [TWO, NONE, ONE, NONE], "night": [TWO], "empty": [NONE, NONE], "no images": []}
     store_detections(stored, ["dog", "cat"], tmp_path / "d.safetensors")
     found = restore_detections(tmp_path / "d.safetensors")
     assert list(found) == list(stored)
