@@ -187,6 +187,24 @@ class MethodSettings(Section):
     exemplars: ExemplarSettings | None = None
     calibration_epochs: Annotated[int, Field(ge=0, description="head-only epochs on the merged model")] = 0
 
+    @property
+    def holds_rows(self) -> bool:
+        """Whether the old class rows stand still while a later stage trains."""
+        return self.head == "rows" and self.old_rows == "restore" and self.negatives == "new"
+
+    def of_training(self) -> dict[str, Any]:
+        """What decides the weights that a later stage's training leaves: not the merger, nor what follows it.
+
+        Methods that agree in it, such as one method with several mergers, train alike from the same model.
+        """
+        values = self.model_dump(mode="json", exclude={"name", "merge", "calibration_epochs", "old_rows"})
+        return {
+            **values,
+            "towers": self.towers == "shared",
+            "batch_norm": self.batch_norm == "freeze",
+            "holds_rows": self.holds_rows,
+        }
+
 
 class EvaluationSettings(Section):
     """How a detector is scored."""

@@ -28,6 +28,7 @@ from duet.documents import read_json
 from duet.errors import InputError, TrainingStopped
 from duet.evaluation.run import DomainScores, score_domain
 from duet.evaluation.stored import store_detections
+from duet.kept_trainings import KeptTrainings
 from duet.loggers import LoggedMonitor, RunLoggers
 from duet.monitor import Monitor
 from duet.planning import planned_steps, refuse_bad_training_data
@@ -57,13 +58,22 @@ class Learner:
         out: the run folder.
         monitor: progress; silent by default.
         trust: open pretrained weights that could run code.
+        trainings: folder where the trainings of later stages are kept for runs that train alike; none by default.
 
     Raises:
         InputError: when the series, its data or the weights are not usable; nothing is written then.
     """
 
-    def __init__(self, config: RunConfig, out: Path, monitor: Monitor | None = None, trust: bool = False) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        monitor: Monitor | None = None,
+        trust: bool = False,
+        trainings: Path | None = None,
+    ) -> None:
         self.config, self.out, self.monitor = config, out, monitor or Monitor()
+        self.trainings = KeptTrainings(trainings, self.monitor) if trainings is not None else None
         self.source = find_series(config.series, Path(config.root) if config.root else None)
         self.series = self.source.series
         self.domains = open_domains(self.source, self._write_progress)
@@ -146,7 +156,7 @@ class Learner:
             result = first_stage(trained.detector, trained.outcome, item, self.config)
         else:
             self.monitor.begin(f"stage {task}/{len(self.series)}: {domain}", self._steps(item.data))
-            result = later_stage(item, self.config, self.monitor.train_step)
+            result = later_stage(item, self.config, self.monitor.train_step, self.trainings)
         self._close_stage(task, item.statistics, result, folder, reference, item.data)
 
     def _stage_input(self, task: int, images: Sequence[LabelledImage], folder: Path) -> StageInput:

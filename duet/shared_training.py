@@ -8,46 +8,24 @@ seed start from the very same model.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from duet.config import MethodSettings, RunConfig
 from duet.datasets.domain import Domain
 from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import SeriesFile
 from duet.datasets.training import write_training_set
-from duet.detectors.base import Detector, StageOutcome, StageRequest
-from duet.detectors.families import restore_detector, store_detector
-from duet.documents import read_json
-from duet.errors import InputError
+from duet.detectors.base import Detector, StageRequest
+from duet.kept_trainings import KeptTrainings, Training, keyed_versions
 from duet.monitor import Monitor
 from duet.paths import cache_folder
-from duet.results import versions
 from duet.series import Slice
 from duet.stage import stage_seed
-from duet.state import digest_of, write_json
+from duet.state import digest_of
 
 _PLAIN = MethodSettings(name="plain")
-_KEYED_VERSIONS = ("torch", "ultralytics")
-_RECORD = "training.json"
-
-
-@dataclass(frozen=True)
-class Training:
-    """A detector trained from the pretrained weights by its own loss.
-
-    Args:
-        detector: the detector.
-        outcome: its losses and the duration of its training, also when it came from the cache.
-    """
-
-    detector: Detector
-    outcome: StageOutcome
 
 
 @dataclass(frozen=True)
@@ -101,31 +79,13 @@ class SharedTrainer:
         return self._made(domains, classes, stage_seed(self.config.seed, 0))
 
     def _made(self, domains: Sequence[str], classes: Sequence[str], seed: int) -> bool:
-        return (self._folder(domains, classes, seed) / _RECORD).is_file()
+        return self._kept.has(self._key(domains, classes, seed))
 
     def _train(self, title: str, domains: Sequence[str], classes: Sequence[str], seed: int) -> Training:
-        target = self._folder(domains, classes, seed)
-        with self._only_one(target, title):
-            return _kept(target) or self._trained(title, domains, classes, seed, target)
+        key = self._key(domains, classes, seed)
+        return self._kept.take(key, title, lambda folder: self._trained(title, domains, classes, seed, folder))
 
-    @contextmanager
-    def _only_one(self, folder: Path, title: str) -> Iterator[None]:
-        """Hold the training's lock: of several runs that need it, one makes it and the others wait for it."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.monitor.begin(f"wait for another run: {title}", 1)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _trained(self, title: str, domains: Sequence[str], classes: Sequence[str], seed: int, target: Path) -> Training:
-        folder = target.with_name(f".{target.name}.part")  # what a killed run left in it is replaced
-        shutil.rmtree(folder, ignore_errors=True)
+    def _trained(self, title: str, domains: Sequence[str], classes: Sequence[str], seed: int, folder: Path) -> Training:
         images: list[LabelledImage] = [image for name in domains for image in self.domains[name].train()]
         section = self.source.section
         other = "drop"  # a slice's reference sees the whole domain and labels only its classes
@@ -142,19 +102,10 @@ class SharedTrainer:
             epochs=epochs,
             progress=self.monitor.train_step,
         )
-        outcome = detector.train_stage(request)
-        store_detector(detector, folder / "model.safetensors")
-        shutil.rmtree(folder / "data", ignore_errors=True)
-        shutil.rmtree(folder / "train" / "weights", ignore_errors=True)
-        losses = [dict(epoch) for epoch in outcome.losses]
-        write_json(folder / _RECORD, {"losses": losses, "seconds": outcome.seconds})
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one
-        folder.rename(target)
-        return Training(detector, outcome)
+        return Training(detector, detector.train_stage(request))
 
-    def _folder(self, domains: Sequence[str], classes: Sequence[str], seed: int) -> Path:
-        found = versions()
-        key = digest_of(
+    def _key(self, domains: Sequence[str], classes: Sequence[str], seed: int) -> str:
+        return digest_of(
             {
                 "start": self.start_digest,
                 "train": self.config.train.model_dump(mode="json", exclude={"workers"}),
@@ -162,17 +113,10 @@ class SharedTrainer:
                 "classes": list(classes),
                 "unlabelled": self.source.section.unlabelled_images,
                 "seed": seed,
-                "versions": {name: found[name] for name in _KEYED_VERSIONS},
+                "versions": keyed_versions(),
             }
         )
-        return cache_folder() / "trainings" / key[:16]
 
-
-def _kept(folder: Path) -> Training | None:
-    """A training that was made before; None when there is none or it is damaged."""
-    try:
-        record = read_json(folder / _RECORD)
-        outcome = StageOutcome(tuple(record["losses"]), record["seconds"])
-        return Training(restore_detector(folder / "model.safetensors"), outcome)
-    except (InputError, KeyError, TypeError):
-        return None
+    @property
+    def _kept(self) -> KeptTrainings:
+        return KeptTrainings(cache_folder() / "trainings", self.monitor)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 import merging
 from duet.config import RunConfig
-from duet.datasets.training import TrainingSet
+from duet.datasets.training import TrainingSet, folder_digest
 from duet.detectors.base import (
     Consolidation,
     Detector,
@@ -23,7 +23,10 @@ from duet.detectors.base import (
     StageRequest,
 )
 from duet.errors import TrainingStopped
+from duet.kept_trainings import KeptTrainings, Training, keyed_versions
 from duet.soundness import refuse_exploded, refuse_not_finite
+from duet.state import digest_of
+from duet.weights import weights_digest
 from merging.sign_conflict import sign_conflict_rate
 
 State = Mapping[str, Tensor]
@@ -88,8 +91,20 @@ def first_stage(detector: Detector, outcome: StageOutcome, item: StageInput, con
     return StageResult(detector, _plain(outcome.losses), None, {"train": outcome.seconds}, fisher)
 
 
-def later_stage(item: StageInput, config: RunConfig, progress: Callable[[StageProgress], None] | None) -> StageResult:
-    """Stage t ≥ 2: train from θ_(t−1) with the teacher, merge, build the head, calibrate (DuET, Algorithm 1)."""
+def later_stage(
+    item: StageInput,
+    config: RunConfig,
+    progress: Callable[[StageProgress], None] | None,
+    trainings: KeptTrainings | None = None,
+) -> StageResult:
+    """Stage t ≥ 2: train from θ_(t−1) with the teacher, merge, build the head, calibrate (DuET, Algorithm 1).
+
+    Args:
+        item: what the stage starts from.
+        config: of the run.
+        progress: called after every step.
+        trainings: where trainings are kept for runs that train alike; None keeps none.
+    """
     previous, method = item.previous, config.method
     old_state = previous.state()
     detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head)
@@ -100,7 +115,7 @@ def later_stage(item: StageInput, config: RunConfig, progress: Callable[[StagePr
         directional = DirectionalTarget({key: old_state[key] for key in shared}, direction)
     request = _request(item, config, config.train.epochs, progress)
     request = replace(request, teacher=previous, directional=directional, consolidation=_held(item, old_state, config))
-    outcome = detector.train_stage(request)
+    detector, outcome = _trained(detector, request, item, trainings)
     _refuse_broken(detector, config)
     started = time.perf_counter()
     fisher = _fisher(detector, request, config)
@@ -167,6 +182,44 @@ def merge_stage(
         detector.estimate_batch_norm(item.images, config.train.image_size)
     name = method.merge.name if method.merge else None
     return {"method": name, "alpha": alpha, "sign_conflict_rate": conflict}
+
+
+def _trained(
+    detector: Detector, request: StageRequest, item: StageInput, trainings: KeptTrainings | None
+) -> tuple[Detector, StageOutcome]:
+    """The detector after the request's training, which may have been made before."""
+    if trainings is None:
+        return detector, detector.train_stage(request)
+
+    def make(_: Path) -> Training:
+        return Training(detector, detector.train_stage(request))
+
+    training = trainings.take(_training_key(detector, request, item), f"stage {item.task}", make)
+    return training.detector, training.outcome
+
+
+def _training_key(detector: Detector, request: StageRequest, item: StageInput) -> str:
+    """Digest of everything that decides what a later stage's training leaves."""
+    directional, held = request.directional, request.consolidation
+    tensors = {
+        "start": detector.state(),
+        "teacher": request.teacher.state(),
+        "direction": directional.direction if directional else {},
+        "fisher": held.fisher if held else {},
+    }
+    return digest_of(
+        {
+            **{name: weights_digest(state) for name, state in tensors.items()},
+            "classes": list(detector.classes),
+            "data": folder_digest(item.data.data.parent),
+            "train": request.train.model_dump(mode="json", exclude={"workers"}),
+            "method": request.method.of_training(),
+            "epochs": request.epochs,
+            "domains": [asdict(domain) for domain in (*request.past_domains, request.own_domain) if domain],
+            "seed": request.seed,
+            "versions": keyed_versions(),
+        }
+    )
 
 
 def _refuse_broken(detector: Detector, config: RunConfig) -> None:

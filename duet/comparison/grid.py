@@ -7,8 +7,10 @@ hold for every cell, as in a run's configuration.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,14 +71,33 @@ class Cell:
 
     @property
     def shared(self) -> frozenset[str]:
-        """Names of the trainings that it shares with other cells: the joint reference, the first stage."""
-        place = f"{self.series} {self.detector} {self.seed} {self.config.train.model_dump_json()}"
+        """Names of the trainings that it may share with others: the joint reference, the first and the later stages."""
         found = set()
         if self.config.method.joint or self.config.evaluation.reference != "none":
-            found.add(f"reference {place}")
+            found.add(f"reference {self._place}")
         if not self.config.method.joint:
-            found.add(f"first stage {place}")
+            found.add(f"first stage {self._place}")
+        if self.later_training is not None:
+            found.add(self.later_training)
         return frozenset(found)
+
+    @property
+    def later_training(self) -> str | None:
+        """Name of how its later stages train; cells that agree in it train alike from one model. None without one."""
+        method = self.config.method
+        if method.joint or method.start == "pretrained":
+            return None
+        return f"later stages {self._place} {json.dumps(method.of_training(), sort_keys=True)}"
+
+    @property
+    def _place(self) -> str:
+        return f"{self.series} {self.detector} {self.seed} {self.config.train.model_dump_json()}"
+
+
+def cells_that_train_alike(cells: Sequence[Cell]) -> frozenset[str]:
+    """Names of the cells whose later stages another cell trains too, such as a method with several mergers."""
+    counts = Counter(cell.later_training for cell in cells)
+    return frozenset(cell.name for cell in cells if cell.later_training is not None and counts[cell.later_training] > 1)
 
 
 def read_grid(name: str, changes: Mapping[str, Any] | None = None) -> Grid:

@@ -6,6 +6,7 @@
     OUT/cells/….json                         how each cell ended
     OUT/logs/….log                           what it printed
     OUT/progress/….json                      how far it is
+    OUT/trainings/                           later stages that several cells train alike
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from duet.documents import read_json
 from duet.errors import InputError
 from duet.state import digest_of, write_json
 
+TRAININGS = "trainings"
 TAIL_LINES = 15
 TAIL_BYTES = 20_000
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from duet.comparison.engines import Engine
-from duet.comparison.grid import Cell
+from duet.comparison.grid import Cell, cells_that_train_alike
 from duet.comparison.records import (
+    TRAININGS,
     CellRecord,
     cell_files,
     log_tail,
@@ -105,12 +106,15 @@ def run_cells(
             queue.ended(cell)
     running: dict[Any, tuple[Cell, int]] = {}
     free = list(range(engine.slots))
+    alike = cells_that_train_alike(cells)
     display.plan(cells, records)
     try:
         while queue.waiting or running:
             while queue.waiting and free:
                 cell, slot = queue.take(item for item, _ in running.values()), free.pop(0)
-                running[_start(engine, cell, out, environments[slot % len(environments)])] = (cell, slot)
+                trainings = out / TRAININGS if cell.name in alike else None
+                job = _job(cell, out, environments[slot % len(environments)], trainings)
+                running[engine.start(job)] = (cell, slot)
                 display.started(cell)
             for handle, code in engine.ended(list(running), SECONDS_BETWEEN):
                 cell, slot = running.pop(handle)
@@ -125,19 +129,20 @@ def run_cells(
     return records
 
 
-def _start(engine: Engine, cell: Cell, out: Path, environment: Mapping[str, str]) -> Any:
+def _job(cell: Cell, out: Path, environment: Mapping[str, str], trainings: Path | None) -> Job:
+    """What a worker needs, with nothing left of an earlier start."""
     files = cell_files(out.resolve(), cell.name)
     files.record.unlink(missing_ok=True)
     files.progress.unlink(missing_ok=True)
     threads = cell.config.train.threads
     variables = {"OMP_NUM_THREADS": str(threads), **environment} if threads else dict(environment)
-    job = Job(
+    return Job(
         cell.name,
         cell.config.model_dump(mode="json"),
         *map(str, (files.run, files.record, files.log, files.progress)),
         variables,
+        None if trainings is None else str(trainings.resolve()),
     )
-    return engine.start(job)
 
 
 def _ended(cell: Cell, out: Path, code: int) -> CellRecord:

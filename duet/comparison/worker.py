@@ -38,6 +38,7 @@ class Job:
         config: the resolved configuration.
         run, record, log, progress: its files; on a cluster, on a disk that all machines share.
         environment: variables of its process, such as the graphics cards that it may see.
+        trainings: folder of the later stages' trainings that cells share; None keeps none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Job:
     log: str
     progress: str
     environment: Mapping[str, str]
+    trainings: str | None = None
 
     @property
     def files(self) -> CellFiles:
@@ -132,7 +134,8 @@ def run_job(job: Job) -> int:
     config, files = RunConfig.model_validate(job.config), job.files
     try:
         with FileMonitor(files.progress) as monitor:
-            Learner(config, files.run, monitor).run()
+            trainings = None if job.trainings is None else Path(job.trainings)
+            Learner(config, files.run, monitor, trainings=trainings).run()
     except Exception as error:
         if not isinstance(error, InputError):
             traceback.print_exc()

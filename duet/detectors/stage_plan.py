@@ -79,7 +79,6 @@ def stage_plan(
     method = request.method
     if request.teacher is None:
         return StagePlan(seed=request.seed, progress=request.progress)
-    hold = method.head == "rows" and method.old_rows == "restore" and method.negatives == "new"
     return StagePlan(
         teacher=teacher if method.distillation else None,
         old_classes=len(request.teacher.classes),
@@ -90,7 +89,7 @@ def stage_plan(
         ewc=method.ewc if request.consolidation else None,
         consolidation=request.consolidation,
         negatives=method.negatives,
-        held_rows=rows if hold else (),
+        held_rows=rows if method.holds_rows else (),
         frozen=frozen,
         freeze_batch_norm=method.batch_norm == "freeze" or request.head_only,
         shared_prefixes=shared_prefixes,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from duet.comparison.grid import cells_of, read_grid, shipped_grids
+from duet.comparison.grid import cells_of, cells_that_train_alike, read_grid, shipped_grids
 from duet.errors import InputError
 from duet.methods import METHODS
 
@@ -57,8 +57,27 @@ def test_cells_of_a_seed_share_the_reference_and_the_first_stage(make_cells):
     joint, first, second, other = make_cells(methods=["joint", "duet", "lwf"], seeds=[0])[:3] + make_cells(
         methods=["duet"], seeds=[1]
     )
-    assert joint.shared < first.shared == second.shared
+    both = first.shared & second.shared
+    assert joint.shared < both and len(both) == 2
     assert first.shared.isdisjoint(other.shared)
+
+
+def test_a_method_with_several_mergers_trains_its_later_stages_once(make_cells):
+    def alike(**values):
+        cells = make_cells(seeds=[0], **values)
+        names = cells_that_train_alike(cells)
+        return [cell.label for cell in cells if cell.name in names]
+
+    assert alike(methods=["joint", "duet-paper", "lwf", "individual"]) == []
+    assert alike(methods=["duet-paper", "joint"], mergers=["own", "ties"]) == ["duet-paper", "duet-paper+ties"]
+    no_merge = {"label": "no merge", "method": {"name": "duet", "merge": None, "calibration_epochs": 0}}
+    assert alike(methods=["duet", no_merge]) == ["duet", "no merge"]
+    frozen = {"label": "current", "method": {"name": "duet", "batch_norm": "current"}}
+    assert alike(methods=["duet", frozen]) == []
+
+
+def test_cells_of_other_seeds_or_series_do_not_train_alike(make_cells):
+    assert cells_that_train_alike(make_cells(methods=["duet"], seeds=[0, 1])) == frozenset()
 
 
 def test_changes_replace_the_grids_keys(write_grid):

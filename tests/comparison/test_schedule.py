@@ -112,3 +112,14 @@ def test_the_engine_is_stopped_when_the_display_breaks(cells, make_engine, tmp_p
     with pytest.raises(KeyboardInterrupt):
         run_cells(cells, tmp_path / "out", engine, Broken())
     assert engine.stopped
+
+
+def test_cells_that_train_alike_get_a_folder_for_it_and_run_one_after_another(make_cells, make_engine, tmp_path):
+    cells = make_cells(methods=["duet-paper", "lwf"], mergers=["own", "ties"], seeds=[0])
+    cells = [cell for cell in cells if cell.label != "lwf"]  # duet-paper, duet-paper+ties, lwf+ties
+    engine = make_engine(slots=1)
+    run_cells(cells, tmp_path / "out", engine, Display())
+    folders = {job.name.split("/")[2]: job.trainings for job in engine.started}
+    kept = str((tmp_path / "out" / "trainings").resolve())
+    assert folders == {"duet-paper": kept, "duet-paper+ties": kept, "lwf+ties": None}
+    assert cells[0].later_training in cells[0].shared & cells[1].shared

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -22,15 +24,18 @@ def job(make_cells, tmp_path):
 
 
 def raising(monkeypatch, error):
+    given = []
+
     class Learner:
-        def __init__(self, *arguments):
-            pass
+        def __init__(self, *arguments, trainings):
+            given.append(trainings)
 
         def run(self):
             if error is not None:
                 raise error
 
     monkeypatch.setattr("duet.learner.Learner", Learner)
+    return given
 
 
 def test_it_ends_when_its_starter_has_gone(job):
@@ -94,3 +99,10 @@ def test_progress_counts_the_steps_of_all_stages(tmp_path):
     monitor.begin("evaluate", 5)
     found = read_progress(path)
     assert (found["steps"], found["planned"], found["title"], found["done"], found["total"]) == (6, 8, "evaluate", 0, 5)
+
+
+@pytest.mark.parametrize("folder", [None, "shared/trainings"])
+def test_the_folder_of_shared_trainings_reaches_the_run(job, monkeypatch, folder):
+    given = raising(monkeypatch, None)
+    run_job(replace(job[1], trainings=folder))
+    assert given == [None if folder is None else Path(folder)]

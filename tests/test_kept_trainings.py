@@ -1,0 +1,99 @@
+"""Trainings of later stages that runs share: methods that train alike train once; nothing else is taken for it."""
+
+import pytest
+import tiny_series
+import yaml
+
+from duet.detectors.fcos import FcosDetector
+from duet.learner import Learner
+from duet.resolve import resolve_config
+
+# Scenes of its own: the tests' cache must hold no training of another module's series.
+SERIES = {**tiny_series.SERIES, "scenes": {"seed": 71, "train_scenes": 6, "test_scenes": 2}}
+AVERAGE = {"merge": {"name": "averaging"}}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Seeds of the stages that were really trained."""
+    seeds, own = [], FcosDetector.train_stage
+
+    def train_stage(self, request):
+        seeds.append(request.seed)
+        return own(self, request)
+
+    monkeypatch.setattr(FcosDetector, "train_stage", train_stage)
+    return seeds
+
+
+@pytest.fixture
+def learn(tmp_path, monkeypatch):
+    """Run a method on two tiny tasks, with the trainings of later stages kept; its results."""
+    monkeypatch.setenv("DUET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("duet.report.html.write_report", tiny_series.short_report)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SERIES))
+    (tmp_path / "nano.yaml").write_text(yaml.safe_dump(tiny_series.DETECTOR))
+    count = iter(range(100))
+
+    def run(method="duet-paper", kept=True, seed=0, **changes):
+        options = {"series": str(tmp_path / "tiny.yaml"), "detector": str(tmp_path / "nano.yaml"), "method": method}
+        evaluation = {"reference": "none", "bootstrap": 0}
+        config = resolve_config(None, {**options, "seed": seed}, {"method": changes, "evaluation": evaluation})
+        trainings = tmp_path / "trainings" if kept else None
+        out = tmp_path / f"run-{next(count)}"
+        Learner(config, out, trainings=trainings).run()
+        return tiny_series.content(out)
+
+    return run
+
+
+def model(content):
+    return content["stages/2/model.safetensors"]
+
+
+def test_another_merger_trains_nothing_again_and_ends_as_it_would_alone(learn, trained):
+    first = learn()
+    assert trained == [1, 2]
+    shared = learn(**AVERAGE)
+    assert trained == [1, 2] and model(shared) != model(first)
+    alone = learn(kept=False, **AVERAGE)
+    assert trained == [1, 2, 2] and shared == alone
+
+
+def test_a_calibration_after_the_merge_is_trained_by_each(learn, trained):
+    learn()
+    learn(calibration_epochs=1)
+    assert trained == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"directional_consistency": {"weight": 0.5}},
+        {"distillation": {"weight": 0.5}},
+        {"shared_lr_factor": 0.5},
+        {"batch_norm": "freeze"},
+        {"negatives": "new"},
+        {"seed": 3},
+    ],
+)
+def test_what_decides_the_training_makes_another(learn, trained, other):
+    learn()
+    before = len(trained)
+    learn(**other)
+    assert len(trained) > before and trained[-1] % 100 == 2
+
+
+def test_without_a_folder_nothing_is_kept(learn, trained, tmp_path):
+    learn(kept=False)
+    learn(kept=False)
+    assert trained == [1, 2, 2] and not (tmp_path / "trainings").exists()
+
+
+def test_a_damaged_training_is_made_again(learn, trained, tmp_path):
+    first = learn()
+    path = next((tmp_path / "trainings").glob("*/model.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert learn() == first and trained == [1, 2, 2]
