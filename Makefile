@@ -1,6 +1,8 @@
 # `make demo` and `make test` do all their set-up: a virtual environment in .venv, the packages, the weights.
 PYTHON ?= python3
 BIN := .venv/bin
+# One process per core, each with its share of the files; what measures time runs alone afterwards.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test fast lint clean
 
@@ -16,11 +18,12 @@ demo: .venv/.installed
 # Everything, the end-to-end runs included. The weights are fetched first: tests themselves use no network.
 test: lint
 	-$(BIN)/duet weights yolo11n
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) -m "not alone" --durations 25
+	$(BIN)/python -m pytest -m alone
 
 # Without the end-to-end runs.
 fast: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not alone"
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -122,8 +122,13 @@ def refuse_other_count(train: TrainSettings) -> None:
 
 
 def threads_of(train: TrainSettings) -> int:
-    """CPU threads of each process: as set, or an equal share of the cores."""
-    return train.threads or max((os.cpu_count() or 1) // train.process_count, 1)
+    """CPU threads of each process: as set, or an equal share of the cores that this one may use."""
+    return train.threads or max(usable_cores() // train.process_count, 1)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on; schedulers and containers may give it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def average(values: Sequence[torch.Tensor]) -> None:

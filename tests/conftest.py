@@ -1,10 +1,16 @@
 """Shared fixtures: a cache of the tests' own, the pretrained weights when they are there, and a command."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER and hasattr(os, "sched_setaffinity"):  # one core each, before torch counts them; children inherit it
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[int(WORKER.removeprefix("gw")) % len(CORES)]})
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ def test_a_process_that_torchrun_started_alone_is_an_ordinary_one(monkeypatch):
 
 
 def test_cores_are_shared(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     assert processes.threads_of(TrainSettings(processes=2)) == 4
     assert processes.threads_of(TrainSettings(processes=2, threads=3)) == 3
     assert processes.threads_of(TrainSettings(processes=16)) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from duet import processes
 from duet.config import TrainSettings
 from duet.detectors.base import StageOutcome, StageProgress, StageRequest, refuse_several
 from duet.detectors.module_detector import ModuleDetector
@@ -46,7 +46,7 @@ class PlainDetector(ModuleDetector):
     def train_stage(self, request: StageRequest) -> StageOutcome:
         """AdamW, Adam or SGD with warm-up and decay; the weights after the last step are kept."""
         refuse_several(self, request.train)
-        torch.set_num_threads(request.train.threads or os.cpu_count() or 1)
+        torch.set_num_threads(processes.threads_of(request.train))
         started = time.perf_counter()
         losses = _Stage(self, request, self._plan(request)).run()
         self.model.eval().requires_grad_(True)
@@ -55,7 +55,7 @@ class PlainDetector(ModuleDetector):
 
     def squared_gradients(self, request: StageRequest) -> dict[str, Tensor]:
         """Image by image, without augmentation."""
-        torch.set_num_threads(request.train.threads or os.cpu_count() or 1)
+        torch.set_num_threads(processes.threads_of(request.train))
         twin = self.clone()
         model = twin.model.eval().requires_grad_(True).to(request.train.device)
         named = dict(model.named_parameters())

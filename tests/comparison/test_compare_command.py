@@ -172,6 +172,7 @@ def test_a_worker_that_is_killed_fails_its_cell_alone(write_grid, tmp_path):
 
 
 @slow
+@pytest.mark.alone
 @pytest.mark.skipif(CORES < 2, reason="needs two cores")
 def test_two_workers_are_one_and_a_half_times_as_fast_as_one(write_grid, tmp_path):
     pytest.importorskip("ray")
