@@ -72,10 +72,11 @@ def compare(
 
 def _run(cells: list, folder: Path, engine: str, settings: dict, cards: list[str], retry_failed: bool) -> dict:
     from duet.comparison.display import ConsoleDisplay
-    from duet.comparison.engines import make_engine
+    from duet.comparison.engines import make_engine, refuse_unknown_engine
     from duet.comparison.schedule import run_cells
     from duet.state import only_user
 
+    refuse_unknown_engine(engine)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from duet.comparison.worker import Job, job_values, launch
 from duet.errors import InputError
 
+ENGINES = ("local", "ray")
 SECONDS_TO_END = 10
 
 
@@ -135,8 +136,17 @@ def make_engine(name: str, settings: Mapping[str, Any]) -> Engine:
     Raises:
         InputError: when the name is unknown or the engine cannot be had.
     """
+    refuse_unknown_engine(name)
     if name == "local":
         return LocalEngine(settings["slots"] or 1)
-    if name == "ray":
-        return RayEngine(settings["slots"], settings["cpus"], settings["gpus"], settings.get("address"))
-    raise InputError(f"--engine is '{name}': expected local or ray")
+    return RayEngine(settings["slots"], settings["cpus"], settings["gpus"], settings.get("address"))
+
+
+def refuse_unknown_engine(name: str) -> None:
+    """Refuse what :func:`make_engine` does not know.
+
+    Raises:
+        InputError: naming the engines.
+    """
+    if name not in ENGINES:
+        raise InputError(f"--engine is '{name}': expected {' or '.join(ENGINES)}")

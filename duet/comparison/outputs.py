@@ -9,8 +9,9 @@ from pathlib import Path
 from duet.comparison.grid import Cell
 from duet.comparison.records import CellRecord, cell_files
 from duet.comparison.scenes import differing_scenes
+from duet.config import MethodSettings
 from duet.documents import read_json
-from duet.report.compared import ComparedRun
+from duet.report.compared import ComparedRun, Kind
 from duet.report.comparison import ComparedBlock, write_comparison
 
 
@@ -37,6 +38,15 @@ def write_outputs(
     return write_comparison(runs, out, name, differing_scenes(runs), today)
 
 
+def kind_of(method: MethodSettings) -> Kind:
+    """What a method is among others: a rival, or why it is none."""
+    if method.joint:
+        return "joint"
+    if method.exemplars is not None:
+        return "exemplars"
+    return "committee" if method.committee else "method"
+
+
 def _compared(cell: Cell, record: CellRecord, run: Path) -> ComparedRun:
     finished = record.status == "finished"
     return ComparedRun(
@@ -49,5 +59,5 @@ def _compared(cell: Cell, record: CellRecord, run: Path) -> ComparedRun:
         results=read_json(run / "results.json") if finished else None,
         error=record.error,
         log_tail=record.log_tail,
-        keeps_images=cell.config.method.exemplars is not None,
+        kind=kind_of(cell.config.method),
     )

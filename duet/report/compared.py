@@ -12,6 +12,7 @@ import numpy as np
 from duet.report.drawing import DrawnBox
 
 Status = Literal["finished", "failed", "pending"]
+Kind = Literal["method", "exemplars", "committee", "joint"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ComparedRun:
         results: the content of results.json; needed when finished.
         error: why it failed, one sentence.
         log_tail: the last lines of a failed run's log.
-        keeps_images: whether the method keeps images of earlier tasks, which breaks the exemplar-free rule.
+        kind: ``method``, or why the method is no rival of the others: it keeps old images (``exemplars``), is one
+            detector per task (``committee``), or saw everything at once (``joint``).
 
     Raises:
         ValueError: when the status is unknown, or a finished run has no results.
@@ -43,7 +45,7 @@ class ComparedRun:
     results: Mapping[str, Any] | None = None
     error: str = ""
     log_tail: tuple[str, ...] = ()
-    keeps_images: bool = False
+    kind: Kind = "method"
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):

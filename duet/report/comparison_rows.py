@@ -5,15 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from duet.evaluation.indices import METRICS
-from duet.report.compared import ComparedRun
+from duet.report.compared import ComparedRun, Kind
 from duet.report.comparison_noise import Estimate, Samples, estimate, read_replicates
 from duet.report.published import PublishedRow, published_rows
 from duet.report.rows import INDEX_NAMES, MEAN_MAP, IndexName, index_value
-
-Kind = Literal["method", "exemplars", "committee", "joint"]
 
 SIGN_CONFLICT = IndexName(
     "sign_conflict", "Sign conflict", "Share of shared weights whose update turned against the one before, per merge."
@@ -35,8 +33,7 @@ class ComparedRow:
 
     Args:
         label: the method's name in the grid.
-        kind: ``method``, or why it is no rival of the others: it keeps old images (``exemplars``), is one detector
-            per task (``committee``), or saw everything at once (``joint``).
+        kind: of its runs; only a ``method`` is a rival of the others.
         finished: its finished runs by rising seed; the order of every estimate's values.
         failed: its failed runs by rising seed.
         pending: seeds that have not run yet.
@@ -151,7 +148,7 @@ def _row(label: str, runs: Sequence[ComparedRun]) -> ComparedRow:
     samples = _samples(finished)
     return ComparedRow(
         label=label,
-        kind=_kind(ordered, finished),
+        kind=ordered[0].kind,
         finished=finished,
         failed=tuple(run for run in ordered if run.status == "failed"),
         pending=tuple(run.seed for run in ordered if run.status == "pending"),
@@ -186,24 +183,11 @@ def _value(results: Mapping[str, Any], key: str, metric: str) -> float | None:
     return index_value(results, key, metric)
 
 
-def _kind(runs: Sequence[ComparedRun], finished: Sequence[ComparedRun]) -> Kind:
-    if any(run.keeps_images for run in runs):
-        return "joint" if any(_is_joint(run) for run in finished) else "exemplars"
-    if any(_is_joint(run) for run in finished):
-        return "joint"
-    settings = [((run.results or {}).get("settings") or {}).get("method") for run in finished]
-    return "committee" if any(isinstance(item, Mapping) and item.get("committee") for item in settings) else "method"
-
-
-def _is_joint(run: ComparedRun) -> bool:
-    return bool(run.results) and run.results["stages"][0]["task"] == 0
-
-
 def _refuse_unfinished(run: ComparedRun) -> None:
     if run.status != "finished" or not run.results:
         return
     done = len(run.results["stages"])
-    wanted = 1 if done and _is_joint(run) else len(run.results["series"]["tasks"])
+    wanted = 1 if run.kind == "joint" else len(run.results["series"]["tasks"])
     if done < wanted:
         raise ValueError(f"{run.name}: called finished, but {done} of {wanted} stages are")
 

@@ -93,7 +93,7 @@ def test_a_wrong_option_is_one_sentence(duet, write_grid, tmp_path, arguments, s
     grid = write_grid(methods=["joint", "duet"])
     code, _, errors = duet("compare", grid, "--out", tmp_path / "out", *arguments)
     assert code == 2 and said in errors and len(errors.strip().splitlines()) == 1
-    assert not (tmp_path / "out" / "runs").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(duet, write_grid, tmp_path):

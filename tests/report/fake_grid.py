@@ -65,13 +65,13 @@ def make_grid_runs(labels=tuple(METHODS), seeds=(0, 1, 2), tasks=TASKS, name="de
         for seed in seeds:
             results = reshape(make_results(tasks, seed=seed, name=name), label, seed)
             folder = root / f"{label}-{seed}"
-            keeps = label == "replay"
-            runs.append(ComparedRun(name, "yolo11n", label, seed, "finished", folder, results, keeps_images=keeps))
+            kind = "exemplars" if label == "replay" else "method"
+            runs.append(ComparedRun(name, "yolo11n", label, seed, "finished", folder, results, kind=kind))
     for seed in seeds:
         results = make_joint_results(tasks) | {"seed": seed}
         results["series"]["name"] = name
         folder = root / f"joint-{seed}"
-        runs.append(ComparedRun(name, "yolo11n", "joint", seed, "finished", folder, results))
+        runs.append(ComparedRun(name, "yolo11n", "joint", seed, "finished", folder, results, kind="joint"))
     return runs
 
 

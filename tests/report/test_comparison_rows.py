@@ -8,7 +8,6 @@ import pytest
 from fake_grid import failed_run, make_grid_runs
 from fake_run import TASKS, make_results
 
-from duet.methods.individual import METHOD
 from duet.report.comparison import ComparedRun, compare_rows
 from duet.report.comparison_rows import best_label
 
@@ -61,10 +60,8 @@ def test_kinds_tell_who_breaks_a_rule(runs):
     block = compare_rows(runs)[0]
     assert [row.kind for row in block.rows] == ["method", "method", "exemplars", "joint"]
     assert [row.label for row in block.rivals] == ["duet", "lwf"]
-    alone = make_results(TASKS[:2])
-    alone["settings"]["method"] = METHOD.model_dump(mode="json")
-    run = ComparedRun("demo", "yolo11n", "individual", 0, "finished", Path("x"), alone)
-    assert compare_rows([run])[0].rows[0].kind == "committee"
+    run = ComparedRun("demo", "yolo11n", "joint", 5, "pending", Path("x"), kind="joint")
+    assert compare_rows([run])[0].rivals == ()
 
 
 def test_failed_and_pending_seeds_stand_beside_finished_ones(runs):
