@@ -24,6 +24,10 @@ _PLACES = {
 }
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """The public names, imported when they are first used: torch and its company take seconds."""
     if name not in _PLACES:

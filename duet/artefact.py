@@ -9,6 +9,8 @@ words. No image, label or feature of a training set is in any of them.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +23,18 @@ from duet.config import MethodSettings, RunConfig, Section, TrainSettings, valid
 from duet.detectors.archives import archive_is_whole
 from duet.detectors.base import Detector, DomainStatistics
 from duet.detectors.families import load_pretrained, read_stored, restore_detector, store_detector
+from duet.disk import DiskError
 from duet.documents import read_json
 from duet.errors import InputError
 from duet.report.model_card import model_card
 from duet.results import versions
 from duet.series import Series
-from duet.state import sha256_of, write_atomic, write_json, write_text
+from duet.state import sha256_of, sync_folder, write_atomic, write_json, write_text
 
 RECORD_KEY = "duet_record"
 BESIDE = ("before", "base")  # what is stored beside the detector's own tensors
-FILES = ("detector.pt", "detector.safetensors", "MODEL_CARD.md")
+HASHED = ("detector.pt", "detector.safetensors")
+CARD = "MODEL_CARD.md"  # text that people may add to: it is written, and never checked
 
 Colour = tuple[float, float, float]
 
@@ -129,28 +133,41 @@ def _training(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_artefact(folder: Path, artefact: Artefact) -> None:
-    """Write the four files, each atomically; ``detector.json`` is the last, so that its hashes tell a mixture.
+    """Write the four files, then put them in their places; ``detector.json`` is the last: its hashes tell a mixture.
 
     Raises:
-        OSError: when a file cannot be written; what stood there before stays.
+        OSError: when a file cannot be written; all that stood there before stays.
     """
+    part = folder / f".artefact.{os.getpid()}.part"
+    try:
+        _write_files(part, artefact)
+        for name in (*HASHED, CARD, "detector.json"):
+            os.replace(part / name, folder / name)
+    except DiskError as error:
+        raise DiskError(str(error).replace(str(part), str(folder)), error.errno) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    sync_folder(folder)
+
+
+def _write_files(folder: Path, artefact: Artefact) -> None:
     record, detector = artefact.record, artefact.detector
     plain = record.model_dump(mode="json")
     extra = {RECORD_KEY: json.dumps(plain, ensure_ascii=False, allow_nan=False)}
     beside = {f"{name}.{key}": value for name in BESIDE for key, value in getattr(artefact, name).items()}
     store_detector(detector, folder / "detector.safetensors", beside, extra)
     write_atomic(folder / "detector.pt", detector.save_checkpoint, archive_is_whole)
-    write_text(folder / "MODEL_CARD.md", model_card(plain))
-    hashes = {name: sha256_of(folder / name) for name in FILES}
+    write_text(folder / CARD, model_card(plain))
+    hashes = {name: sha256_of(folder / name) for name in HASHED}
     write_json(folder / "detector.json", {**plain, "sha256": hashes})
 
 
 def artefact_is_whole(folder: Path) -> bool:
     """Whether the four files are there and belong together."""
     try:
-        hashes = read_json(folder / "detector.json")["sha256"]
-        return all(sha256_of(folder / name) == hashes[name] for name in FILES)
-    except (InputError, OSError, KeyError, TypeError):
+        _listed(folder)
+        return (folder / CARD).is_file()
+    except (InputError, OSError):
         return False
 
 
@@ -158,13 +175,14 @@ def open_artefact(path: Path, trust: bool = False) -> Artefact:
     """Open a deployed detector for its next update.
 
     Args:
-        path: a folder with ``detector.safetensors``, that file, ``detector.pt`` beside it, or any plain checkpoint.
+        path: a folder with ``detector.safetensors``, that file, ``detector.pt`` beside it, any plain checkpoint, or the
+            name of pretrained weights.
         trust: open a checkpoint that could run code.
 
     Raises:
         InputError: when a file is missing, damaged, or is not what its record says.
     """
-    path = _tensors_of(path)
+    path, listed = _tensors_of(path)
     if path.suffix != ".safetensors":
         return Artefact(load_pretrained(str(path), trust), None)
     stored = read_stored(path)
@@ -177,6 +195,8 @@ def open_artefact(path: Path, trust: bool = False) -> Artefact:
     if not isinstance(values, dict):
         raise InputError(f"{path}: damaged, its record is no mapping")
     record = validate(Record, values, f"{path}, record")
+    if listed is not None and listed != record.model_dump(mode="json"):
+        raise InputError(f"{path.with_name('detector.json')}: was changed, its record is not that of {path.name}")
     detector = restore_detector(path)
     if detector.classes != record.classes:
         raise InputError(f"{path}: damaged, its record and its tensors name different classes")
@@ -187,16 +207,42 @@ def _named(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
-def _tensors_of(path: Path) -> Path:
-    """The file to open: beside a ``detector.pt`` that belongs to it, ``detector.safetensors``."""
+def _tensors_of(path: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The file to open, beside a ``detector.pt`` its ``detector.safetensors``; and the record that was read with it."""
+    folder = path if path.is_dir() else path.parent
+    inside = folder / "detector.safetensors"
     if path.is_dir():
-        inside = path / "detector.safetensors"
         if not inside.is_file():
             raise InputError(f"{path}: no detector.safetensors in this folder")
-        return inside
-    if not path.is_file():
-        raise InputError(f"{path}: no such file or folder")
-    beside = path.with_name("detector.safetensors")
-    if path.name == "detector.pt" and beside.is_file() and artefact_is_whole(path.parent):
-        return beside
-    return path
+        # Copied without the rest it speaks for itself: its header has the record and a digest.
+        return inside, _listed(folder) if (folder / "detector.json").exists() else None
+    if path.name == "detector.pt" and path.is_file() and inside.is_file():
+        if not (folder / "detector.json").exists():
+            raise InputError(
+                f"{path}: detector.json is missing, which says whether {inside.name} belongs to it; "
+                f"give {inside} itself, or {path.name} in a folder of its own"
+            )
+        return inside, _listed(folder)
+    return path, None
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    """The record in detector.json, whose hashes are those of the files beside it.
+
+    Raises:
+        InputError: naming the file that does not fit.
+    """
+    path = folder / "detector.json"
+    values = read_json(path)
+    hashes = values.pop("sha256", None) if isinstance(values, dict) else None
+    if not isinstance(hashes, dict):
+        raise InputError(f"{path}: damaged, it lists no sha256 of the files beside it")
+    for name in HASHED:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: is missing; {path.name} lists it")
+        if sha256_of(folder / name) != hashes.get(name):
+            raise InputError(
+                f"{folder / name}: is not the file that {path.name} lists; a run that was interrupted mends it when it "
+                "goes on, else put the file back from a copy"
+            )
+    return values

@@ -79,9 +79,10 @@ def predict(detector: Detector, request: PredictRequest, monitor: Monitor | None
         monitor: progress.
 
     Raises:
-        InputError: when a source does not exist or an output would overwrite one.
+        InputError: when a source does not exist, an output would overwrite one, or its name is none for it.
     """
     sources = find_sources(request.sources)
+    refuse_outputs(request)
     live = sources[0].kind == "stream"
     result = Prediction()
     monitor = monitor or Monitor()
@@ -103,6 +104,22 @@ def predict(detector: Detector, request: PredictRequest, monitor: Monitor | None
         folder.finish()
     _write_documents(result, detector, request, size)
     return result
+
+
+def refuse_outputs(request: PredictRequest) -> None:
+    """Before anything runs: documents are called ``.json``, so that none takes the place of a detector or a picture.
+
+    Raises:
+        InputError: naming the output.
+    """
+    for path in (request.json_file, request.coco_file):
+        if path is not None and path.suffix.lower() != ".json":
+            raise InputError(f"{path}: expected a name that ends in .json")
+        if path is not None and path.is_dir():
+            raise InputError(f"{path}: is a folder; expected a file")
+    for path in [request.annotated, *request.annotated.parents] if request.annotated else []:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: is a file; expected a folder for the annotated pictures")
 
 
 def _first(frames: Iterator[Frame], most: int | None) -> Iterator[Frame]:

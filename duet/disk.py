@@ -20,6 +20,9 @@ _OF_THE_DISK = {
     errno.EPERM,
     errno.EIO,
     errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
     errno.ENAMETOOLONG,
 }
 _LITTLE = 1 << 20  # bytes; a device with less left is taken for full when a writer does not say why it failed

@@ -49,7 +49,7 @@ FORMATS = {
 
 
 def export(
-    detector: Annotated[str, typer.Argument(help="A .pt or .safetensors file, or the name of weights.")],
+    detector: Annotated[str, typer.Argument(help="A .pt or .safetensors file, a run folder, or the name of weights.")],
     form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="The file, or OpenVINO's folder; in this folder by default.")] = None,
     image_size: Annotated[
@@ -75,11 +75,11 @@ def export(
     if size % 32:
         raise InputError(f"--image-size {size}: expected a multiple of 32")
     with ConsoleMonitor() as monitor, tempfile.TemporaryDirectory() as folder:
+        pictures = _pictures(images, scenes, monitor) if _runtime_is_there(form) else []
         monitor.begin(f"export: {form}", None)
         written = opened.export(form, Path(folder), size, dynamic)
         verdict = f"skipped, because the package '{FORMATS[form].runtime}' is not installed"
-        if _runtime_is_there(form):
-            pictures = _pictures(images, scenes, monitor)
+        if pictures:
             square = FORMATS[form].fixed_size or not dynamic
             parity = check_export(opened, written, pictures, size, confidence, square, monitor)
             verdict = str(parity)
@@ -156,11 +156,26 @@ def _pictures(named: list[str] | None, most: int, monitor: Monitor) -> list[Path
     from duet.sources import find_sources
 
     if named:
-        return [Path(source.name) for source in find_sources(named) if source.kind == "image"][:most]
+        paths = [Path(source.name) for source in find_sources(named) if source.kind == "image"][:most]
+        pictures = [path for path in paths if _opens(path)]
+        if not pictures:
+            raise InputError(f"--images {named[0]}: no readable picture to compare on")
+        return pictures
     monitor.begin("demo scenes", None)
     domains = open_domains(find_series("demo"), lambda what, done, total: monitor.advance(done)).values()
     rows = zip(*([image.path for image in domain.test()] for domain in domains))
     return [path for row in rows for path in row][:most]
+
+
+def _opens(path: Path) -> bool:
+    from duet.datasets.pictures import read_bgr
+
+    try:
+        read_bgr(path)
+    except InputError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"Left out of the check: {error}")
+        return False
+    return True
 
 
 def _give_up(parity: Parity, confidence: float) -> None:

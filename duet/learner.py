@@ -72,6 +72,7 @@ class Learner:
         trust: bool = False,
         trainings: Path | None = None,
     ) -> None:
+        out = Path(out)  # from Python it may come as text
         self.config, self.out, self.monitor = config, out, monitor or Monitor()
         self.trainings = KeptTrainings(trainings, self.monitor) if trainings is not None else None
         self.source = find_series(config.series, Path(config.root) if config.root else None)

@@ -13,7 +13,7 @@ from duet.options import TrustOption
 
 
 def predict(
-    detector: Annotated[str, typer.Argument(help="A .pt or .safetensors file, or the name of weights.")],
+    detector: Annotated[str, typer.Argument(help="A .pt or .safetensors file, a run folder, or the name of weights.")],
     source: Annotated[
         list[str], typer.Argument(help="Images, folders, patterns, videos; or one stream: a URL, a camera's number.")
     ],
@@ -37,7 +37,7 @@ def predict(
 ) -> None:
     """Find objects; a file that cannot be read is named, the rest is still done, and the exit code is 1."""
     from duet.config import EvaluationSettings
-    from duet.deploy import PredictRequest, coco_names_file
+    from duet.deploy import PredictRequest, coco_names_file, refuse_outputs
     from duet.deploy import predict as run
     from duet.detectors.families import load_pretrained
     from duet.monitor import ConsoleMonitor
@@ -58,13 +58,19 @@ def predict(
         coco_file=coco_file,
         most_frames=frames,
     )
+    refuse_outputs(request)
     with ConsoleMonitor() as monitor:
         result = run(load_pretrained(detector, trust), request, monitor)
     written = [f"{what}: {path}" for what, path in (("JSON", json_file), ("COCO", coco_file)) if path is not None]
     if draw and result.frames:
         written.insert(0, f"Annotated: {out}")
-    Console().print(f"{result.detections} objects in {result.frames} pictures.   {'   '.join(written)}", soft_wrap=True)
+    found = f"{_count(result.detections, 'object')} in {_count(result.frames, 'picture')}"
+    Console().print(f"{found}.   {'   '.join(written)}", soft_wrap=True)
     for _, why in result.failed:
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"Error: {why}")
     if result.failed:
         raise typer.Exit(1)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

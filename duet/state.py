@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from duet.disk import disk_error, is_leftover, remove_leftovers
+from duet.disk import DiskError, disk_error, is_leftover, remove_leftovers
 from duet.documents import read_json
 from duet.errors import InputError
 from duet.paths import stays_inside
@@ -63,6 +63,9 @@ def write_atomic(path: Path, write: Callable[[Path], None], verify: Callable[[Pa
     Raises:
         OSError: in one sentence, when the disk is full, read-only or broken, or gives back something else.
     """
+    if path.exists() and not path.is_file():
+        kind = "folder" if path.is_dir() else "device"
+        raise DiskError(f"{path}: is a {kind}, whose place no file can take", errno.EISDIR)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ def write_atomic(path: Path, write: Callable[[Path], None], verify: Callable[[Pa
         if explained is None:
             raise
         raise explained from error
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -283,7 +286,8 @@ def _digest(stream: Any) -> str:
     return digest.hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk, so that a renaming outlives a power cut."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

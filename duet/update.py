@@ -41,10 +41,10 @@ class Update:
     """What is to be learned.
 
     Args:
-        detector: a run folder, ``detector.safetensors``, ``detector.pt`` or any plain checkpoint.
+        detector: a run folder, ``detector.safetensors``, ``detector.pt``, any plain checkpoint, or a name of weights.
         data: the new domain's data; its train split is learned from.
         domain: what the new domain is called.
-        classes: the new classes; the labels of others are left out.
+        classes: the new classes, each once; the labels of others are left out.
         out: folder of the result; must not exist.
         validation: data sets by name on which the detector is scored before and after; their test splits count.
         unlabelled_images: whether pictures without a box of the new classes are trained on, as background.
@@ -53,6 +53,10 @@ class Update:
         evaluation: thresholds.
         seed: of a detector that has no record.
         trust: open a checkpoint that could run code.
+        needed: indices that the validation sets must allow: ``kept``, ``new``, ``overall``.
+
+    Raises:
+        InputError: for no class, one named twice, or a domain that is no name.
     """
 
     detector: Path
@@ -67,6 +71,19 @@ class Update:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     seed: int = 0
     trust: bool = False
+    needed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("detector", "out"):  # from Python they may come as text
+            object.__setattr__(self, name, Path(getattr(self, name)))
+        if isinstance(self.classes, str) or not self.classes or not all(self.classes):
+            raise InputError(f"classes are {self.classes!r}: expected the names of the new classes")
+        object.__setattr__(self, "classes", tuple(self.classes))
+        twice = next((name for name in self.classes if self.classes.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"class '{twice}' is named twice")
+        if not self.domain.strip() or not self.domain.isprintable() or set("/\\") & set(self.domain):
+            raise InputError(f"domain is {self.domain!r}: expected a name, without slashes")
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,7 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
     config = _config(update, record)
     origin = _origin(artefact, record, update, config)
     images, sets = _train_images(update, monitor), _validation(update, monitor)
+    _refuse_unscorable(update, record, sets)
     remove_leftovers(update.out.parent, update.out.name)
     folder = update.out.with_name(f".{update.out.name}.{os.getpid()}.part")
     try:
@@ -130,18 +148,24 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
 def indices_of(scores: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """What an update kept and learned, from its scores before and after (mAP50).
 
-    ``kept`` is the mean over validation sets of mAP after / before on the old classes; ``new`` the mean over the sets
-    of the mAP on the new classes; ``overall`` the mean over all these terms, each ratio capped at 1. Sets without a box
-    of either, or with a mAP of 0 before, have no term; an index without a term is None.
+    ``kept`` is the mean over validation sets of mAP after / before on the old classes, each capped at 1, so that one
+    set's gain hides no loss on another; ``new`` the mean over the sets of the mAP on the new classes; ``overall`` the
+    mean over all these terms. Sets without a box of either, or with a mAP of 0 before, have no term; an index without a
+    term is None.
     """
     kept = [
-        row["after"] / row["before"]
+        min(row["after"] / row["before"], 1.0)
         for row in scores
         if row["kind"] == "old" and row["after"] is not None and row["before"]
     ]
     new = [row["after"] for row in scores if row["kind"] == "new" and row["after"] is not None]
-    terms = [min(value, 1.0) for value in kept] + new
-    return {name: _mean(values) for name, values in (("kept", kept), ("new", new), ("overall", terms))}
+    return {name: _mean(values) for name, values in (("kept", kept), ("new", new), ("overall", kept + new))}
+
+
+def default_train(detector: Detector) -> TrainSettings:
+    """How a detector learns that has no record: the defaults, at the input size it was trained with."""
+    size = detector.image_size
+    return TrainSettings(image_size=-(-size // 32) * 32) if size else TrainSettings()
 
 
 def _guessed_record(detector: Detector, update: Update) -> Record:
@@ -156,7 +180,7 @@ def _guessed_record(detector: Detector, update: Update) -> Record:
         start=Start(name=name, digest=""),
         seed=update.seed,
         method=update.method or _default_method(),
-        train=update.train or TrainSettings(),
+        train=update.train or default_train(detector),
         versions=versions(),
     )
 
@@ -176,6 +200,18 @@ def _refuse_known(update: Update, record: Record) -> None:
     for name in update.classes:
         if name not in update.data.names:
             raise InputError(f"{update.data.path}: no class '{name}'; it has {', '.join(update.data.names)}")
+
+
+def _refuse_unscorable(update: Update, record: Record, sets: Mapping[str, Sequence[LabelledImage]]) -> None:
+    """Before anything is trained: an index that is needed must have a box to be made of."""
+    chosen = [image.chosen(~image.ignored) for images in sets.values() for image in images]
+    present = {label for image in chosen for label in image.labels}
+    terms = {"kept": present & set(record.classes), "new": present & set(update.classes)}
+    terms["overall"] = terms["kept"] | terms["new"]
+    for name in update.needed:
+        if not terms[name]:
+            which = {"kept": "an old class", "new": "a new class"}.get(name, "any class")
+            raise InputError(f"'{name}' cannot be computed: no validation set has a box of {which}")
 
 
 def _config(update: Update, record: Record) -> RunConfig:

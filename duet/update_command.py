@@ -50,7 +50,7 @@ def update(
     if unlabelled not in ("drop", "keep"):
         raise InputError(f"--unlabelled is '{unlabelled}': expected drop or keep")
     validation = _named(val or [])
-    settings = _settings(detector, method, set_ or [], trust)
+    has_record, settings = _settings(detector, method, set_ or [], trust)
     request = Update(
         detector=detector,
         data=open_folder(data),
@@ -60,9 +60,12 @@ def update(
         validation={name: open_folder(folder) for name, folder in validation.items()},
         unlabelled_images=unlabelled,
         trust=trust,
+        needed=tuple(limits),
         **settings,
     )
     console = Console()
+    if not has_record:
+        console.print(_without_record(request), soft_wrap=True, highlight=False)
     with ConsoleMonitor() as monitor:
         document = update_detector(request, monitor)
     console.print(_from(document))
@@ -106,10 +109,16 @@ def verdict(indices: Mapping[str, float | None], limits: Mapping[str, float]) ->
         return True, "Verdict: none, no validation set was given (--val NAME=FOLDER)."
     failed = [name for name, least in limits.items() if indices[name] is None or indices[name] < least]
     if failed:
-        reasons = ", ".join(f"{name} {_number(indices[name])} is below {limits[name]:g}" for name in failed)
+        reasons = ", ".join(_reason(name, indices[name], limits[name]) for name in failed)
         return False, f"Verdict: not good enough, {reasons} ({shown})."
     met = ", ".join(f"{name} ≥ {least:g}" for name, least in limits.items())
     return True, f"Verdict: {shown}{f'; good enough ({met})' if met else ''}."
+
+
+def _reason(name: str, value: float | None, least: float) -> str:
+    if value is None:
+        return f"{name} cannot be computed, nothing was found before"
+    return f"{name} {_number(value)} is below {least:g}"
 
 
 def _limits(given: list[str], validated: bool) -> dict[str, float]:
@@ -139,27 +148,37 @@ def _named(given: list[str]) -> dict[str, Path]:
     return sets
 
 
-def _settings(detector: Path, method: str | None, assignments: list[str], trust: bool) -> dict[str, Any]:
-    """Method, training and evaluation settings: the detector's own, overridden by what is given."""
+def _settings(detector: Path, method: str | None, assignments: list[str], trust: bool) -> tuple[bool, dict[str, Any]]:
+    """Whether the detector has a record; method, training and evaluation settings: its own, then what is given."""
     from duet.artefact import open_artefact
     from duet.config import EvaluationSettings, MethodSettings, TrainSettings, overlay, parse_assignments, validate
     from duet.methods import method_settings
+    from duet.update import default_train
 
-    record = open_artefact(detector, trust).record
+    artefact = open_artefact(detector, trust)
+    record = artefact.record
     given = parse_assignments(assignments)
     unknown = [key for key in given if key not in ("train", "method", "evaluation")]
     if unknown:
         raise InputError(f"--set {unknown[0]}: expected a key of train, method or evaluation")
     own = record.method if record else method_settings("duet")
     bases = {
-        "train": (TrainSettings, record.train if record else TrainSettings()),
+        "train": (TrainSettings, record.train if record else default_train(artefact.detector)),
         "method": (MethodSettings, method_settings(method) if method else own),
         "evaluation": (EvaluationSettings, EvaluationSettings()),
     }
-    return {
+    return record is not None, {
         key: validate(kind, overlay(base.model_dump(), given.get(key, {})), f"--set, {key}")
         for key, (kind, base) in bases.items()
     }
+
+
+def _without_record(request: Any) -> str:
+    train = request.train
+    return (
+        f"{request.detector} keeps no record of tasks: it learns by method {request.method.name}, "
+        f"{train.epochs} epochs at {train.image_size} pixels (--set train.epochs=…, train.image_size=…)."
+    )
 
 
 def _from(document: Mapping[str, Any]) -> str:

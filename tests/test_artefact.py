@@ -63,14 +63,45 @@ def test_files_can_be_read_by_whoever_may_read_new_files(folder, tmp_path):
 
 def test_files_that_do_not_belong_together_are_noticed(folder):
     assert artefact_is_whole(folder)
-    for name in ("detector.pt", "MODEL_CARD.md", "detector.safetensors", "detector.json"):
+    for name in ("detector.pt", "detector.safetensors", "detector.json"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[:-2])  # the last brace of JSON
         assert not artefact_is_whole(folder)
+        for path in (folder, folder / "detector.pt"):
+            with pytest.raises(InputError, match=name):
+                open_artefact(path)
         (folder / name).unlink()
         assert not artefact_is_whole(folder)
         (folder / name).write_bytes(content)
     assert artefact_is_whole(folder)
+
+
+def test_another_detector_in_the_place_of_one_is_named(folder, tmp_path):
+    other = load_pretrained("fcos-tiny.yaml").with_classes(("x", "y"), 1)
+    other.save_checkpoint(folder / "detector.pt")
+    for path in (folder, folder / "detector.pt"):
+        with pytest.raises(InputError, match=r"detector\.pt: is not the file that detector\.json lists"):
+            open_artefact(path)
+    (folder / "detector.json").unlink()
+    with pytest.raises(InputError, match=r"detector\.json is missing"):
+        open_artefact(folder / "detector.pt")
+    shutil.copy(folder / "detector.pt", tmp_path / "detector.pt")
+    assert open_artefact(tmp_path / "detector.pt").record is None
+
+
+def test_a_changed_record_to_read_is_named(folder):
+    values = json.loads((folder / "detector.json").read_text())
+    (folder / "detector.json").write_text(json.dumps({**values, "seed": 4}))
+    with pytest.raises(InputError, match=r"detector\.json: was changed"):
+        open_artefact(folder)
+
+
+def test_the_card_is_for_people_to_add_to(folder):
+    with (folder / "MODEL_CARD.md").open("a") as stream:
+        stream.write("Owner: me\n")
+    assert artefact_is_whole(folder) and open_artefact(folder / "detector.pt").record is not None
+    (folder / "MODEL_CARD.md").unlink()
+    assert not artefact_is_whole(folder)  # a run writes it again
 
 
 def test_the_card_says_what_was_learned_and_scored(folder):
@@ -97,6 +128,7 @@ def rewritten(folder, change):
     from safetensors.torch import save_file
 
     path = folder / "detector.safetensors"
+    (folder / "detector.json").unlink(missing_ok=True)  # else its hash is what is named
     with safe_open(path, framework="pt") as stream:
         header = dict(stream.metadata())
         tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
@@ -130,13 +162,14 @@ def test_a_damaged_record_is_named(folder, change, message):
 
 def test_a_truncated_file_and_an_absent_one_are_named(folder, tmp_path):
     path = folder / "detector.safetensors"
+    (folder / "detector.json").unlink()
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"detector\.safetensors: not a readable safetensors file"):
         open_artefact(folder)
     path.unlink()
     with pytest.raises(InputError, match=r"no detector\.safetensors in this folder"):
         open_artefact(folder)
-    with pytest.raises(InputError, match="no such file or folder"):
+    with pytest.raises(InputError, match="no such weights file"):
         open_artefact(tmp_path / "nowhere")
 
 
@@ -151,3 +184,11 @@ def test_a_full_disk_leaves_what_was_there(artefact, folder, monkeypatch):
         write_artefact(folder, artefact)
     assert {path.name for path in folder.iterdir()} == {path.name for path in folder.with_name("copy").iterdir()}
     assert open_artefact(folder).record == artefact.record
+
+
+def test_a_folder_is_a_detector_for_every_command(folder, artefact):
+    found = load_pretrained(str(folder))
+    assert found.classes == artefact.detector.classes
+    assert all(torch.equal(value, found.state()[key]) for key, value in artefact.detector.state().items())
+    with pytest.raises(InputError, match="nowhere"):
+        load_pretrained(str(folder / "nowhere"))

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -221,12 +222,20 @@ def test_the_command_says_what_it_wrote(command, folder):
         (["--no-draw"], "nothing to write"),
         (["--json", "a.json", "--coco", "a.json"], "expected two files"),
         (["--json", "a.images.json", "--coco", "a.json"], "expected two files"),
+        (["--json", "detector.pt"], "detector.pt: expected a name that ends in .json"),
+        (["--coco", "/dev/full"], "expected a name that ends in .json"),
+        (["--json", "folder.json"], "folder.json: is a folder"),
+        (["--out", "a.txt"], "a.txt: is a file"),
+        (["--out", "a.txt/inside"], "a.txt: is a file"),
     ],
 )
-def test_options_that_exclude_each_other(command, folder, options, message):
+def test_wrong_outputs_are_told_before_anything_runs(command, folder, options, message):
+    Path("folder.json").mkdir()
+    Path("a.txt").write_text("mine")
     result = command(folder, *options)
     assert isinstance(result.exception, InputError)
     assert message in str(result.exception)
+    assert Path("a.txt").read_text() == "mine" and not list(folder.parent.glob("predictions*"))
 
 
 def test_a_wrong_path_is_one_sentence(command, tmp_path):

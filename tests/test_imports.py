@@ -109,3 +109,10 @@ def test_the_mathematics_of_merging_does_not_know_the_runner_of_fusions():
         if within(name, "merging.fusion") or within(name, "pydantic") or within(name, "sklearn")
     ]
     assert broken == []
+
+
+def test_the_public_names_are_listed():
+    import duet
+
+    assert set(dir(duet)) == {*duet.__all__, "__version__"}
+    assert all(getattr(duet, name) is not None for name in duet.__all__)

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -19,6 +20,16 @@ def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path):
         write_atomic(path, fail)
     assert path.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "device"])
+def test_only_a_file_is_replaced(tmp_path, kind):
+    path = tmp_path / "there"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    before = path.stat()
+    with pytest.raises(OSError, match=f"there: is a {kind}, whose place no file can take"):
+        write_text(path, "x")
+    assert path.stat() == before and [found.name for found in tmp_path.iterdir()] == ["there"]
 
 
 def test_json_has_no_nan(tmp_path):

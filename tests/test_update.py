@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,15 +13,16 @@ from typer.testing import CliRunner
 
 from duet.artefact import Artefact, open_artefact
 from duet.cli import app
-from duet.config import parse_assignments
+from duet.config import TrainSettings, parse_assignments
 from duet.datasets.dataset_folder import DatasetFolder, open_folder
 from duet.datasets.domain import open_domains
+from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import find_series
 from duet.detectors.families import load_pretrained, restore_detector
 from duet.errors import InputError
 from duet.learner import Learner
 from duet.resolve import resolve_config
-from duet.update import Update, indices_of, update_detector
+from duet.update import Update, default_train, indices_of, update_detector
 from duet.update_command import verdict
 
 TASKS = [
@@ -44,7 +47,7 @@ def row(kind, before, after):
 def test_indices_worked_by_hand():
     scores = [row("old", 0.8, 0.6), row("old", 0.5, 0.6), row("new", None, 0.7), row("new", None, 0.5)]
     found = indices_of(scores)
-    assert found["kept"] == pytest.approx((0.75 + 1.2) / 2)
+    assert found["kept"] == pytest.approx((0.75 + 1.0) / 2)  # the gain of 1.2 on one set hides no loss on the other
     assert found["new"] == pytest.approx(0.6)
     assert found["overall"] == pytest.approx((0.75 + 1.0 + 0.7 + 0.5) / 4)
 
@@ -61,7 +64,8 @@ def test_verdicts():
     good, sentence = verdict(indices, {"kept": 0.95, "new": 0.4})
     assert not good
     assert "kept 0.900 is below 0.95" in sentence
-    assert not verdict({**indices, "kept": None}, {"kept": 0.1})[0]
+    good, sentence = verdict({**indices, "kept": None}, {"kept": 0.1})
+    assert not good and "kept cannot be computed" in sentence
     assert "no validation set" in verdict(dict.fromkeys(indices), {})[1]
 
 
@@ -82,6 +86,50 @@ def test_a_plain_checkpoint_is_measured_from_the_pretrained_weights_of_its_size(
     monkeypatch.setattr("duet.update.load_pretrained", lambda name: other)
     origin = _origin(Artefact(field, None), record, update, _config(update, record))
     assert (origin.name, origin.is_checkpoint) == (str(tmp_path / "field.pt"), True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ("6", "6")}, "class '6' is named twice"),
+        ({"classes": ()}, "expected the names of the new classes"),
+        ({"classes": "67"}, "expected the names of the new classes"),
+        ({"domain": " "}, "expected a name"),
+        ({"domain": "../fog"}, "without slashes"),
+        ({"domain": "fo\ng"}, "expected a name"),
+    ],
+)
+def test_what_is_no_task_is_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        Update(**{"detector": "d.pt", "data": None, "domain": "fog", "classes": ("6",), "out": "out", **changes})
+
+
+def test_a_detector_without_a_record_learns_at_the_size_that_it_knows():
+    detector = load_pretrained("fcos-tiny.yaml").with_classes(("a",), 0)
+    assert default_train(detector) == TrainSettings()
+    detector._image_size = 100
+    assert default_train(detector) == TrainSettings(image_size=128)
+
+
+@pytest.mark.parametrize(
+    ("label", "computable"), [("cat", {"kept", "overall"}), ("dog", {"new", "overall"}), ("bird", set())]
+)
+def test_an_index_that_no_set_can_give_is_told_before_training(label, computable):
+    from duet.update import _guessed_record, _refuse_unscorable
+
+    def image(difficult):
+        box = np.array([[0.0, 0.0, 4.0, 4.0]])
+        return LabelledImage(Path("a.png"), (8, 8), box, (label,), ("a, line 1",), np.array([difficult]))
+
+    for name in ("kept", "new", "overall"):
+        update = Update("d.pt", None, "night", ("dog",), "out", needed=(name,))
+        record = _guessed_record(load_pretrained("fcos-tiny.yaml").with_classes(("cat",), 0), update)
+        for difficult in (False, True):
+            if name in computable and not difficult:
+                _refuse_unscorable(update, record, {"day": (image(difficult),)})
+            else:
+                with pytest.raises(InputError, match=f"'{name}' cannot be computed: no validation set has a box"):
+                    _refuse_unscorable(update, record, {"day": (image(difficult),)})
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ def open_folder(path: Path, images: Path | None = None) -> DatasetFolder:
     Raises:
         InputError: when it is none of the three formats, or a part of it is missing.
     """
+    path = Path(path)  # from Python it may come as text
     if path.suffix == ".json":
         return _coco(path, {_coco_split(path): path}, images)
     if path.suffix in (".yaml", ".yml"):

@@ -35,8 +35,8 @@ def load_pretrained(name: str, trust: bool = False) -> Detector:
     """The detector that a run starts from.
 
     Args:
-        name: name of pretrained weights, path of a checkpoint (``.pt``) or of a stored detector (``.safetensors``), or
-            an architecture (``.yaml``), which starts with random weights.
+        name: name of pretrained weights, path of a checkpoint (``.pt``), of a stored detector (``.safetensors``) or of
+            a folder with ``detector.safetensors``, or an architecture (``.yaml``), which starts with random weights.
         trust: open a checkpoint that could run code.
 
     Raises:
@@ -44,7 +44,8 @@ def load_pretrained(name: str, trust: bool = False) -> Detector:
     """
     if name.endswith((".yaml", ".yml")):
         return _untrained(name)
-    path = find_weights(name)
+    inside = Path(name) / "detector.safetensors"
+    path = inside if inside.is_file() else find_weights(name)
     if path.suffix == ".safetensors":
         return restore_detector(path)
     return _open_plain(path) or open_checkpoint(path, trust)
