@@ -23,12 +23,11 @@ from duet.detectors.base import Detector
 from duet.detectors.families import load_pretrained
 from duet.disk import disk_error, remove_leftovers
 from duet.errors import InputError, TrainingStopped
-from duet.evaluation.average_precision import mean_precision
-from duet.evaluation.run import score_domain
 from duet.monitor import Monitor
 from duet.results import versions
 from duet.stage import StageInput, StageResult, later_stage, weighs_by_fisher
 from duet.state import write_json
+from duet.update_scores import indices_of, refuse_unscorable, scores_before_and_after
 from duet.way_on import way_on_after_update
 from duet.weights import weights_digest
 
@@ -122,14 +121,14 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
     config = _config(update, record)
     origin = _origin(artefact, record, update, config)
     images, sets = _train_images(update, monitor), _validation(update, monitor)
-    _refuse_unscorable(update, record, sets)
+    refuse_unscorable(update.needed, record.classes, update.classes, sets)
     remove_leftovers(update.out.parent, update.out.name)
     folder = update.out.with_name(f".{update.out.name}.{os.getpid()}.part")
     try:
         item = _stage_input(update, artefact, record, origin, config, images, folder)
         monitor.begin(f"learn {', '.join(update.classes)} in {update.domain}", _steps(config, item.data))
         result = later_stage(item, _without_direction(config, origin, artefact.detector.state()), monitor.train_step)
-        scores = _scores(artefact.detector, result.detector, sets, update, config, monitor)
+        scores = scores_before_and_after(artefact.detector, result.detector, sets, config, monitor)
         document = _document(update, origin, result, scores)
         _write(folder, record, item, origin, result, config, document)
         folder.rename(update.out)
@@ -143,23 +142,6 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
             raise explained from error
         raise
     return document
-
-
-def indices_of(scores: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """What an update kept and learned, from its scores before and after (mAP50).
-
-    ``kept`` is the mean over validation sets of mAP after / before on the old classes, each capped at 1, so that one
-    set's gain hides no loss on another; ``new`` the mean over the sets of the mAP on the new classes; ``overall`` the
-    mean over all these terms. Sets without a box of either, or with a mAP of 0 before, have no term; an index without a
-    term is None.
-    """
-    kept = [
-        min(row["after"] / row["before"], 1.0)
-        for row in scores
-        if row["kind"] == "old" and row["after"] is not None and row["before"]
-    ]
-    new = [row["after"] for row in scores if row["kind"] == "new" and row["after"] is not None]
-    return {name: _mean(values) for name, values in (("kept", kept), ("new", new), ("overall", kept + new))}
 
 
 def default_train(detector: Detector) -> TrainSettings:
@@ -200,18 +182,6 @@ def _refuse_known(update: Update, record: Record) -> None:
     for name in update.classes:
         if name not in update.data.names:
             raise InputError(f"{update.data.path}: no class '{name}'; it has {', '.join(update.data.names)}")
-
-
-def _refuse_unscorable(update: Update, record: Record, sets: Mapping[str, Sequence[LabelledImage]]) -> None:
-    """Before anything is trained: an index that is needed must have a box to be made of."""
-    chosen = [image.chosen(~image.ignored) for images in sets.values() for image in images]
-    present = {label for image in chosen for label in image.labels}
-    terms = {"kept": present & set(record.classes), "new": present & set(update.classes)}
-    terms["overall"] = terms["kept"] | terms["new"]
-    for name in update.needed:
-        if not terms[name]:
-            which = {"kept": "an old class", "new": "a new class"}.get(name, "any class")
-            raise InputError(f"'{name}' cannot be computed: no validation set has a box of {which}")
 
 
 def _config(update: Update, record: Record) -> RunConfig:
@@ -319,42 +289,6 @@ def _steps(config: RunConfig, data: TrainingSet) -> int:
     return config.train.epochs * -(-data.images // config.train.batch)
 
 
-def _scores(
-    before: Detector,
-    after: Detector,
-    sets: Mapping[str, Sequence[LabelledImage]],
-    update: Update,
-    config: RunConfig,
-    monitor: Monitor,
-) -> list[dict[str, Any]]:
-    """One row per validation set and kind of classes, old or new, that has a box there."""
-    rows = []
-    for name, images in sets.items():
-        values = []
-        for title, detector in (("before", before), ("after", after)):
-            monitor.begin(f"evaluate {title}: {name}", len(images))
-            size = config.train.image_size
-            scored = score_domain(detector, name, images, after.classes, size, config.evaluation)
-            values.append(scored.classes)
-        for kind, classes in (("old", before.classes), ("new", update.classes)):
-            present = [label for label in classes if values[1][label].boxes > 0]
-            if present:
-                was, now = (mean_precision(value, present) for value in values)
-                rows.append(
-                    {
-                        "validation": name,
-                        "kind": kind,
-                        "classes": present,
-                        "images": len(images),
-                        "boxes": sum(values[1][label].boxes for label in present),
-                        "before": was[0] if kind == "old" else None,
-                        "after": now[0],
-                        "after_50_95": now[1],
-                    }
-                )
-    return rows
-
-
 def _document(update: Update, origin: Origin, result: StageResult, scores: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "domain": update.domain,
@@ -414,7 +348,3 @@ def _write(
     base = item.base if origin.is_checkpoint else {}
     write_artefact(folder, Artefact(result.detector, record.model_copy(update=changes), before, base))
     write_json(folder / "update.json", document)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

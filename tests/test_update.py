@@ -3,9 +3,7 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,13 +14,12 @@ from duet.cli import app
 from duet.config import TrainSettings, parse_assignments
 from duet.datasets.dataset_folder import DatasetFolder, open_folder
 from duet.datasets.domain import open_domains
-from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import find_series
 from duet.detectors.families import load_pretrained, restore_detector
 from duet.errors import InputError
 from duet.learner import Learner
 from duet.resolve import resolve_config
-from duet.update import Update, default_train, indices_of, update_detector
+from duet.update import Update, default_train, update_detector
 from duet.update_command import verdict
 
 TASKS = [
@@ -38,23 +35,6 @@ SERIES = {
     "train": {"epochs": 1, "image_size": 160, "fliplr": 0.0, "batch": 8, "threads": 1, "workers": 0},
     "tasks": TASKS,
 }
-
-
-def row(kind, before, after):
-    return {"kind": kind, "before": before, "after": after}
-
-
-def test_indices_worked_by_hand():
-    scores = [row("old", 0.8, 0.6), row("old", 0.5, 0.6), row("new", None, 0.7), row("new", None, 0.5)]
-    found = indices_of(scores)
-    assert found["kept"] == pytest.approx((0.75 + 1.0) / 2)  # the gain of 1.2 on one set hides no loss on the other
-    assert found["new"] == pytest.approx(0.6)
-    assert found["overall"] == pytest.approx((0.75 + 1.0 + 0.7 + 0.5) / 4)
-
-
-def test_what_cannot_be_divided_has_no_term():
-    assert indices_of([]) == {"kept": None, "new": None, "overall": None}
-    assert indices_of([row("old", 0.0, 0.4), row("new", None, 0.2)]) == {"kept": None, "new": 0.2, "overall": 0.2}
 
 
 def test_verdicts():
@@ -109,27 +89,6 @@ def test_a_detector_without_a_record_learns_at_the_size_that_it_knows():
     assert default_train(detector) == TrainSettings()
     detector._image_size = 100
     assert default_train(detector) == TrainSettings(image_size=128)
-
-
-@pytest.mark.parametrize(
-    ("label", "computable"), [("cat", {"kept", "overall"}), ("dog", {"new", "overall"}), ("bird", set())]
-)
-def test_an_index_that_no_set_can_give_is_told_before_training(label, computable):
-    from duet.update import _guessed_record, _refuse_unscorable
-
-    def image(difficult):
-        box = np.array([[0.0, 0.0, 4.0, 4.0]])
-        return LabelledImage(Path("a.png"), (8, 8), box, (label,), ("a, line 1",), np.array([difficult]))
-
-    for name in ("kept", "new", "overall"):
-        update = Update("d.pt", None, "night", ("dog",), "out", needed=(name,))
-        record = _guessed_record(load_pretrained("fcos-tiny.yaml").with_classes(("cat",), 0), update)
-        for difficult in (False, True):
-            if name in computable and not difficult:
-                _refuse_unscorable(update, record, {"day": (image(difficult),)})
-            else:
-                with pytest.raises(InputError, match=f"'{name}' cannot be computed: no validation set has a box"):
-                    _refuse_unscorable(update, record, {"day": (image(difficult),)})
 
 
 @pytest.fixture(scope="module")
