@@ -45,7 +45,7 @@ class HeadSettings(Section):
     Classifiers have the head of their own checkpoint, and text-to-text models need none.
     """
 
-    templates: tuple[str, ...] = ("a photo of a {}.",)
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of a {}.",)
 
 
 class TaskSettings(Section):

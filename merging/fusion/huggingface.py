@@ -6,11 +6,14 @@ A name is a folder on this machine, or a model of the hub where one is reachable
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from merging.entropy import first_token_entropy
@@ -45,6 +48,9 @@ def text_problem_of(settings: FusionSettings, cache: Path) -> FusionProblem:
     """Text classifiers such as BERT, each task's head from its own checkpoint; arguments as :func:`image_problem`."""
     transformers = _transformers()
     tokenizer = _open(transformers.AutoTokenizer, settings, str(settings.pretrained))
+    _check_tokenizer(settings, tokenizer)
+    for task in settings.tasks:
+        _check_vocabulary(settings, task, tokenizer, transformers)
     return _classifiers(
         settings, transformers.AutoModelForSequenceClassification, _texts(tokenizer, settings.length), tokenizer
     )
@@ -57,12 +63,13 @@ def clip_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     again, times CLIP's own logit scale. Text tower and projection are the pretrained model's and stand still.
     """
     transformers = _transformers()
-    whole = _open(transformers.CLIPModel, settings, str(settings.pretrained)).float().eval()
+    whole = _open_model(transformers.CLIPModel, settings, str(settings.pretrained)).eval()
     processor = _open(transformers.CLIPProcessor, settings, str(settings.pretrained))
-    module = _open(transformers.CLIPVisionModel, settings, str(settings.pretrained)).float().eval()
+    _check_tokenizer(settings, processor.tokenizer)
+    module = _open_model(transformers.CLIPVisionModel, settings, str(settings.pretrained)).eval()
     tasks = []
     for task in settings.tasks:
-        tuned = _open(transformers.CLIPVisionModel, settings, task.model).float()
+        tuned = _open_model(transformers.CLIPVisionModel, settings, task.model)
         classes = task_classes(settings, task)
         weights = zero_shot_weights(whole, processor.tokenizer, task, class_words(task, classes))
         sets = task_samples(settings, task, _images(processor.image_processor))
@@ -116,10 +123,12 @@ def text2text_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     """
     transformers = _transformers()
     tokenizer = _open(transformers.AutoTokenizer, settings, str(settings.pretrained))
-    module = _open(transformers.AutoModelForSeq2SeqLM, settings, str(settings.pretrained)).float().eval()
+    _check_tokenizer(settings, tokenizer)
+    module = _open_model(transformers.AutoModelForSeq2SeqLM, settings, str(settings.pretrained)).eval()
     tasks = []
     answer = FirstToken(module.config.decoder_start_token_id)
     for task in settings.tasks:
+        _check_vocabulary(settings, task, tokenizer, transformers)
         classes = task_classes(settings, task)
         firsts = first_tokens(tokenizer, task, class_words(task, classes))
         sets = task_samples(settings, task, _prompts(tokenizer, settings.length, task))
@@ -182,14 +191,14 @@ def _tuned(settings: FusionSettings, task: TaskSettings, module: nn.Module, tran
             raise ValueError("LoRA adapters need peft: pip install 'duet-detection[language]'") from None
         name = str(place) if place.exists() else task.model
         return PeftModel.from_pretrained(copy.deepcopy(module), name).merge_and_unload().state_dict()
-    return _open(transformers.AutoModelForSeq2SeqLM, settings, task.model).float().state_dict()
+    return _open_model(transformers.AutoModelForSeq2SeqLM, settings, task.model).state_dict()
 
 
 def _classifiers(settings: FusionSettings, kind: Any, collate: Collate, processor: Any) -> FusionProblem:
-    pretrained = _open(kind, settings, str(settings.pretrained)).float().eval()
+    pretrained = _open_model(kind, settings, str(settings.pretrained), head=False).eval()
     module, tasks = pretrained.base_model, []
     for task in settings.tasks:
-        whole = _open(kind, settings, task.model).float()
+        whole = _open_model(kind, settings, task.model)
         classes = task_classes(settings, task)
         if whole.config.num_labels != len(classes):
             raise ValueError(
@@ -198,9 +207,45 @@ def _classifiers(settings: FusionSettings, kind: Any, collate: Collate, processo
             )
         prefix = whole.base_model_prefix + "."
         model = {key: tensor.clone() for key, tensor in whole.base_model.state_dict().items()}
+        order = head_order(task, class_words(task, classes), whole.config.id2label)
         sets = task_samples(settings, task, collate)
-        tasks.append(FusionTask(task.name, classes, model, Inside.stripped(whole, prefix), *sets))
+        tasks.append(FusionTask(task.name, classes, model, Inside.stripped(whole, prefix, order), *sets))
     return FusionProblem(module, tuple(tasks), _saver(module, processor), {})
+
+
+def head_order(task: TaskSettings, names: Sequence[str], id2label: Mapping[int, str]) -> tuple[int, ...] | None:
+    """Where the classes of a task stand in the head of its checkpoint, by name.
+
+    Case and ``_`` for a space make no difference. Classes go by position where the checkpoint does not name its own
+    (``LABEL_0``, …), and where the task only numbers them, from 0 on.
+
+    Args:
+        task: for messages.
+        names: of the task's classes, in the order of the configuration.
+        id2label: place in the head → name, as the checkpoint's configuration has it.
+
+    Returns:
+        The place of every class; ``None`` where classes and head have the same order.
+
+    Raises:
+        ValueError: when the checkpoint names other classes.
+    """
+    theirs = [str(id2label.get(place, "")) for place in range(len(names))]
+    numbers = [str(place) for place in range(len(names))]
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in theirs) or list(names) == numbers:
+        return None
+    wanted, found = ([name.casefold().replace("_", " ") for name in group] for group in (names, theirs))
+    if sorted(wanted) != sorted(found):
+        raise ValueError(
+            f"task '{task.name}': {task.model} calls its classes {_some(theirs)}, the task {_some(names)}; "
+            "write its names as class_names, in the order of classes"
+        )
+    order = tuple(found.index(name) for name in wanted)
+    return None if order == tuple(range(len(names))) else order
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
 def _images(processor: Any) -> Collate:
@@ -260,12 +305,47 @@ def _transformers() -> Any:
     return transformers
 
 
-def _open(kind: Any, settings: FusionSettings, name: str) -> Any:
+def _open_model(kind: Any, settings: FusionSettings, name: str, *, head: bool = True) -> Any:
+    """A model in float32; refused where its file lacks weights, which transformers would draw at random."""
+    model, report = _open(kind, settings, name, output_loading_info=True)
+    backbone = model.base_model_prefix + "."
+    missing = sorted(key for key in report["missing_keys"] if head or key.startswith(backbone))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"{name}: has no '{missing[0]}'{more}; expected every tensor of {type(model).__name__}"
+            f"{', head included' if head else ''}"
+        )
+    return model.float()
+
+
+def _check_tokenizer(settings: FusionSettings, tokenizer: Any) -> None:
+    """Refuse a pretrained folder without a vocabulary, for which transformers invents an empty one."""
+    place = settings.path(str(settings.pretrained))
+    if place.is_dir() and tokenizer.vocab_files_names and not _has_vocabulary(place, tokenizer):
+        raise ValueError(f"{place}: holds no tokenizer; copy the files of the pretrained model's there")
+
+
+def _check_vocabulary(settings: FusionSettings, task: TaskSettings, tokenizer: Any, transformers: Any) -> None:
+    """Refuse a task model that brings a tokenizer of another vocabulary: all tasks are read with the pretrained's."""
+    if not _has_vocabulary(settings.path(task.model), tokenizer):
+        return
+    if _open(transformers.AutoTokenizer, settings, task.model).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"task '{task.name}': the tokenizer of {task.model} has another vocabulary than the pretrained"
+        )
+
+
+def _has_vocabulary(folder: Path, tokenizer: Any) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", *tokenizer.vocab_files_names.values()))
+
+
+def _open(kind: Any, settings: FusionSettings, name: str, **options: Any) -> Any:
     """A model or processor from a folder below the root, else from the hub; one sentence when neither has it."""
     place = settings.path(name)
     try:
-        return kind.from_pretrained(str(place) if place.is_dir() else name)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return kind.from_pretrained(str(place) if place.is_dir() else name, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         where = str(place) if place.is_dir() else f"{name} (no folder {place}, and the hub did not give it)"
         raise ValueError(f"{where}: cannot be opened as {kind.__name__}: {lines[0] if lines else error}") from None

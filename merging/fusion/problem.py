@@ -99,25 +99,28 @@ class Inside:
     Args:
         module: the fine-tuned classifier, head included.
         prefix: what the keys of its backbone begin with.
+        order: place in the head of every class of the task; ``None`` where they have the same order.
     """
 
     module: nn.Module
     prefix: str
+    order: tuple[int, ...] | None = None
 
     def __call__(self, forward: Forward, batch: Any) -> Tensor:
         """See :class:`FusionTask`."""
         inner = forward.inside(self.module, self.prefix)
         output = inner(**batch) if isinstance(batch, dict) else inner(batch)
-        return output.logits if hasattr(output, "logits") else output
+        logits = output.logits if hasattr(output, "logits") else output
+        return logits if self.order is None else logits[:, list(self.order)]
 
     @classmethod
-    def stripped(cls, module: nn.Module, prefix: str) -> Inside:
+    def stripped(cls, module: nn.Module, prefix: str, order: tuple[int, ...] | None = None) -> Inside:
         """The classifier with the memory of its backbone given back: merged weights take its place in every call."""
         module.eval().requires_grad_(False)
         for key, parameter in module.named_parameters():
             if key.startswith(prefix) and prefix:
                 parameter.data = parameter.data.new_empty(0)
-        return cls(module, prefix)
+        return cls(module, prefix, order)
 
 
 def check_problem(problem: FusionProblem) -> None:

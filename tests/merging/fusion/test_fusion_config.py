@@ -29,6 +29,15 @@ def test_every_method_has_a_section_and_every_section_a_method():
     assert list(MethodSettings.model_fields) == list(METHODS)
 
 
+DATA = {"path": "a.tsv", "format": "tsv"}
+
+
+def one_task(**task):
+    """A configuration with one task."""
+    given = {"name": "t", "model": "m", "classes": ["no", "yes"], "unlabelled": DATA, "test": DATA, **task}
+    return {"name": "a", "kind": "text2text", "pretrained": "p", "tasks": [given]}
+
+
 @pytest.mark.parametrize(
     ("values", "match"),
     [
@@ -49,6 +58,7 @@ def test_every_method_has_a_section_and_every_section_a_method():
             "temperature: .*greater than 0",
         ),
         ({"name": "a", "kind": "embedded-texts", "seed": -1}, "seed: .*found -1"),
+        (one_task(head={"templates": []}), "tasks.0.head.templates: .*at least 1 item"),
     ],
 )
 def test_faults_are_one_sentence(values, match):

@@ -1,0 +1,136 @@
+"""What Hugging Face folders may lack or hold otherwise: class names, heads, vocabularies, whole files."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from merging.family import forward_of
+from merging.fusion.config import parse_fusion
+from merging.fusion.evaluation import score
+from merging.fusion.sources import build_problem
+
+transformers = pytest.importorskip("transformers")
+import tiny_images  # noqa: E402
+import tiny_models  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def open_texts(root, kind="text", **task):
+    """One task, `one`, over two reviews."""
+    tiny_models.text_table(root / "reviews.tsv", [("bad", "bad film"), ("good", "good film")])
+    data = {"path": "reviews.tsv", "format": "tsv", "columns": ["label", "text"]}
+    given = {"name": "reviews", "model": "one", "classes": ["bad", "good"], "unlabelled": data, "test": data, **task}
+    values = {"name": "test", "kind": kind, "pretrained": "pretrained", "root": str(root), "tasks": [given]}
+    return build_problem(parse_fusion(values, "test"), root / "cache")
+
+
+@pytest.fixture
+def berts(tmp_path):
+    tiny_models.bert_folders(tmp_path)
+    return tmp_path
+
+
+def name_classes(folder, *names):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.update(id2label=dict(enumerate(names)), label2id={name: place for place, name in enumerate(names)})
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def own_accuracy(problem):
+    task = problem.tasks[0]
+    return score(forward_of(problem.module, task.model), task)
+
+
+def logits(problem):
+    task = problem.tasks[0]
+    batch, _ = next(task.test.batches(2))
+    with torch.no_grad():
+        return task.logits(forward_of(problem.module, task.model), batch)
+
+
+def test_classes_are_matched_with_the_checkpoint_by_name(berts):
+    unnamed = logits(open_texts(berts))
+    name_classes(berts / "one", "GOOD", "BAD")
+    problem = open_texts(berts)
+    assert torch.equal(logits(problem), unnamed.flip(1))
+    assert own_accuracy(problem) == own_accuracy(open_texts(berts, classes=["good", "bad"]))
+    called = open_texts(berts, classes=["bad", "good"], class_names=["GOOD", "BAD"])
+    assert torch.equal(logits(called), unnamed)
+
+
+def test_folders_are_matched_with_the_checkpoint_by_name(tmp_path):
+    tiny_models.vit_folders(tmp_path)
+    tiny_images.image_folders(tmp_path / "images", ("green", "red"))
+    data = {"path": "images"}
+    task = {"name": "colours", "model": "one", "classes": "folders", "unlabelled": data, "test": data}
+    values = {"name": "test", "kind": "image", "pretrained": "pretrained", "root": str(tmp_path), "tasks": [task]}
+    unnamed = logits(build_problem(parse_fusion(values, "test"), tmp_path))
+    name_classes(tmp_path / "one", "red", "green")
+    assert torch.equal(logits(build_problem(parse_fusion(values, "test"), tmp_path)), unnamed.flip(1))
+
+
+def test_classes_that_only_number_the_head_stay_in_its_order(berts):
+    tiny_models.text_table(berts / "numbered.tsv", [("0", "bad film"), ("1", "good film")])
+    data = {"path": "numbered.tsv", "format": "tsv", "columns": ["label", "text"]}
+    unnamed = logits(open_texts(berts, classes=["0", "1"], test=data))
+    name_classes(berts / "one", "good", "bad")
+    assert torch.equal(logits(open_texts(berts, classes=["0", "1"], test=data)), unnamed)
+
+
+def refused(match, root, **given):
+    with pytest.raises(ValueError, match=match) as caught:
+        open_texts(root, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_class_names_are_refused(berts):
+    name_classes(berts / "one", "cat", "dog")
+    refused("task 'reviews': one calls its classes cat, dog, the task bad, good", berts)
+
+
+def test_a_task_model_without_a_head_is_refused(berts):
+    shutil.rmtree(berts / "one")
+    transformers.AutoModel.from_pretrained(berts / "pretrained").save_pretrained(berts / "one")
+    refused("one: has no 'classifier.bias' and 1 more; expected every tensor of BertForSeq.*head included", berts)
+
+
+def test_a_pretrained_model_needs_no_head_but_every_other_weight(berts):
+    whole = transformers.AutoModel.from_pretrained(berts / "pretrained")
+    words = transformers.AutoTokenizer.from_pretrained(berts / "pretrained")
+    shutil.rmtree(berts / "pretrained")
+    whole.save_pretrained(berts / "pretrained")
+    words.save_pretrained(berts / "pretrained")
+    assert own_accuracy(open_texts(berts)) >= 0
+    whole.pooler = None
+    whole.save_pretrained(berts / "pretrained")
+    refused("pretrained: has no 'bert.pooler.dense.bias' and 1 more", berts)
+
+
+@pytest.mark.parametrize("kind", ["text", "text2text"])
+def test_a_pretrained_folder_without_a_tokenizer_is_refused(tmp_path, kind):
+    (tiny_models.bert_folders if kind == "text" else tiny_models.t5_folders)(tmp_path)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / "pretrained" / name).unlink()
+    refused("pretrained: holds no tokenizer", tmp_path, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["text", "text2text"])
+def test_a_task_model_with_another_vocabulary_is_refused(tmp_path, kind, monkeypatch):
+    (tiny_models.bert_folders if kind == "text" else tiny_models.t5_folders)(tmp_path)
+    tiny_models.tokenizer(tmp_path / "one")
+    open_texts(tmp_path, kind=kind)
+    monkeypatch.setattr(tiny_models, "WORDS", tiny_models.WORDS[::-1])
+    tiny_models.tokenizer(tmp_path / "one")
+    refused("task 'reviews': the tokenizer of one has another vocabulary", tmp_path, kind=kind)
+
+
+def test_a_file_cut_in_half_is_refused(berts):
+    file = berts / "one" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    refused("one: cannot be opened as AutoModelForSequenceClassification", berts)
