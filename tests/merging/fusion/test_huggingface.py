@@ -1,12 +1,17 @@
 """What Hugging Face folders may lack or hold otherwise: class names, heads, vocabularies, whole files."""
 
+import itertools
 import json
 import shutil
 
 import pytest
 import torch
 
-from merging.family import forward_of
+from merging.adaptation import UnlabelledTask
+from merging.coefficients import Coefficients
+from merging.concrete import MaskDraw
+from merging.differentiable import through_inner_step
+from merging.family import evaluating, forward_of, open_module_family
 from merging.fusion.config import parse_fusion
 from merging.fusion.evaluation import score
 from merging.fusion.sources import build_problem
@@ -110,6 +115,19 @@ def test_a_pretrained_model_needs_no_head_but_every_other_weight(berts):
     whole.pooler = None
     whole.save_pretrained(berts / "pretrained")
     refused("pretrained: has no 'bert.pooler.dense.bias' and 1 more", berts)
+
+
+def test_attention_has_the_second_derivative_that_the_inner_step_asks_for(berts):
+    problem = open_texts(berts)
+    task = problem.tasks[0]
+    family = open_module_family(problem.module, [task.model])
+    batches = itertools.repeat(next(task.test.batches(2))[0])
+    unlabelled = UnlabelledTask(task.name, batches.__next__, task.logits)
+    start = Coefficients.filled(0.3, 1, list(family.base), "task", trained=True)
+    draw = MaskDraw({key: torch.zeros_like(base) for key, base in family.base.items()})
+    with evaluating(family.module):
+        losses, gradients = through_inner_step(family, [unlabelled], start, draw, 1.0)
+    assert losses[0] > 0 and any(gradient.any() for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("kind", ["text", "text2text"])
