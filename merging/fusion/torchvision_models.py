@@ -85,8 +85,10 @@ def _load(module: nn.Module, state: State, what: str) -> None:
 
 
 def _state(path: Path) -> dict[str, Tensor]:
+    """A state dict in float32, its counters as they are."""
     source = open_model(path, str(path))
-    return {key: source.read(key, 0, spec.numel).view(spec.shape).clone() for key, spec in source.specs.items()}
+    state = {key: source.read(key, 0, spec.numel).view(spec.shape) for key, spec in source.specs.items()}
+    return {key: tensor.float() if tensor.is_floating_point() else tensor.clone() for key, tensor in state.items()}
 
 
 def _collate(side: int) -> Any:

@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merging.fusion.config import parse_fusion
+from merging.fusion.evaluation import accuracies
 from merging.fusion.run import fuse
+from merging.fusion.sources import build_problem
 
 transformers = pytest.importorskip("transformers")
 import tiny_images  # noqa: E402
@@ -194,6 +196,15 @@ def test_torchvision_classifiers_with_batch_norm(tmp_path):
     fused(tmp_path, torchvision_settings(tmp_path), kept)
     state = load_file(kept["averaging"][0] / "model.safetensors")
     assert (state["conv1.1.running_var"] > 0).all() and not any(key.startswith("fc") for key in state)
+
+
+def test_torchvision_checkpoints_in_half_precision(tmp_path):
+    torchvision_files(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        halves = {key: t.half() if t.is_floating_point() else t for key, t in load_file(path).items()}
+        save_file(halves, path)
+    problem = build_problem(torchvision_settings(tmp_path), tmp_path)
+    assert set(accuracies(problem, problem.tasks[0].model)) == {"one", "two"}
 
 
 def refused(tmp_path, given, match):
