@@ -226,7 +226,7 @@ class FusionSettings(Section):
 
     def path(self, text: str) -> Path:
         """A path of the configuration, from its root."""
-        return Path(self.root) / Path(text).expanduser()
+        return Path(self.root).expanduser() / Path(text).expanduser()
 
 
 def parse_fusion(values: Mapping[str, Any], where: str) -> FusionSettings:

@@ -20,7 +20,7 @@ from merging.entropy import first_token_entropy
 from merging.family import Forward
 from merging.fusion.config import FusionSettings, TaskSettings
 from merging.fusion.data import class_words, task_classes, task_samples
-from merging.fusion.problem import FusionProblem, FusionTask, Inside
+from merging.fusion.problem import FusionProblem, FusionTask, Inside, Origin
 from merging.result import State
 
 Collate = Callable[[list[Any]], Any]
@@ -74,8 +74,11 @@ def clip_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
         weights = zero_shot_weights(whole, processor.tokenizer, task, class_words(task, classes))
         sets = task_samples(settings, task, _images(processor.image_processor))
         head = ClipHead(whole.visual_projection, weights)
-        tasks.append(FusionTask(task.name, classes, tuned.state_dict(), head, *sets))
-    return FusionProblem(module, tuple(tasks), _saver(module, processor), {})
+        origin = _origin(settings, task.model)
+        tasks.append(FusionTask(task.name, classes, tuned.state_dict(), head, *sets, origin=origin))
+    heads = "none: a vision tower; zero-shot heads are made by the pretrained CLIP's text tower and projections"
+    origin = _origin(settings, str(settings.pretrained))
+    return FusionProblem(module, tuple(tasks), _saver(module, processor), {}, origin, heads)
 
 
 class ClipHead:
@@ -134,8 +137,10 @@ def text2text_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
         sets = task_samples(settings, task, _prompts(tokenizer, settings.length, task))
         predict = _expectation(firsts, _numbers(task, classes)) if task.metric == "spearman" else _choice(firsts)
         tuned = _tuned(settings, task, module, transformers)
-        tasks.append(FusionTask(task.name, classes, tuned, answer, *sets, first_token_entropy, predict, task.metric))
-    return FusionProblem(module, tuple(tasks), _saver(module, tokenizer), {})
+        how, origin = (first_token_entropy, predict, task.metric), _origin(settings, task.model)
+        tasks.append(FusionTask(task.name, classes, tuned, answer, *sets, *how, origin))
+    origin, heads = _origin(settings, str(settings.pretrained)), "none are needed: the model answers in words"
+    return FusionProblem(module, tuple(tasks), _saver(module, tokenizer), {}, origin, heads)
 
 
 class FirstToken:
@@ -209,8 +214,18 @@ def _classifiers(settings: FusionSettings, kind: Any, collate: Collate, processo
         model = {key: tensor.clone() for key, tensor in whole.base_model.state_dict().items()}
         order = head_order(task, class_words(task, classes), whole.config.id2label)
         sets = task_samples(settings, task, collate)
-        tasks.append(FusionTask(task.name, classes, model, Inside.stripped(whole, prefix, order), *sets))
-    return FusionProblem(module, tuple(tasks), _saver(module, processor), {})
+        head, origin = Inside.stripped(whole, prefix, order), _origin(settings, task.model)
+        tasks.append(FusionTask(task.name, classes, model, head, *sets, origin=origin))
+    heads = (
+        "left out: open this folder as a classifier with the configuration of a task's own model, and load that "
+        f"model's tensors outside '{pretrained.base_model_prefix}.' into it"
+    )
+    origin = _origin(settings, str(settings.pretrained))
+    return FusionProblem(module, tuple(tasks), _saver(module, processor), {}, origin, heads)
+
+
+def _origin(settings: FusionSettings, name: str) -> Origin:
+    return Origin.at(name, settings.path(name))
 
 
 def head_order(task: TaskSettings, names: Sequence[str], id2label: Mapping[int, str]) -> tuple[int, ...] | None:

@@ -43,8 +43,13 @@ def build_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     """
     known("kind", settings.kind, [*EMBEDDED, *SOURCES])
     if settings.kind in SOURCES:
+        if not Path(settings.root).expanduser().is_dir():
+            raise FileNotFoundError(f"root: {settings.root}: no such folder")
         return SOURCES[settings.kind](settings, cache)
     build = EMBEDDED[settings.kind]
-    for name in settings.options:
-        known(f"option of {settings.kind}", name, set(inspect.signature(build).parameters) - {"seed", "cache"})
+    defaults = {name: given.default for name, given in inspect.signature(build).parameters.items()}
+    for name, value in settings.options.items():
+        known(f"option of {settings.kind}", name, defaults.keys() - {"seed", "cache"})
+        if isinstance(defaults[name], int) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"options.{name}: expected a whole number from 1 on, found {value!r}")
     return build(seed=settings.seed, cache=cache, **settings.options)

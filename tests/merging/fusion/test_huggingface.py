@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from merging.coefficients import Coefficients
 from merging.concrete import MaskDraw
 from merging.differentiable import through_inner_step
 from merging.family import evaluating, forward_of, open_module_family
-from merging.fusion.config import parse_fusion
+from merging.fusion.config import MethodSettings, parse_fusion
 from merging.fusion.evaluation import score
+from merging.fusion.methods import METHODS
+from merging.fusion.run import fuse_problem
 from merging.fusion.sources import build_problem
 
 transformers = pytest.importorskip("transformers")
@@ -69,15 +72,21 @@ def test_classes_are_matched_with_the_checkpoint_by_name(berts):
     assert torch.equal(logits(called), unnamed)
 
 
-def test_folders_are_matched_with_the_checkpoint_by_name(tmp_path):
-    tiny_models.vit_folders(tmp_path)
-    tiny_images.image_folders(tmp_path / "images", ("green", "red"))
+def open_pictures(root):
+    """One task, `colours`, over image folders."""
+    if not (root / "images").is_dir():
+        tiny_images.image_folders(root / "images", ("green", "red"))
     data = {"path": "images"}
     task = {"name": "colours", "model": "one", "classes": "folders", "unlabelled": data, "test": data}
-    values = {"name": "test", "kind": "image", "pretrained": "pretrained", "root": str(tmp_path), "tasks": [task]}
-    unnamed = logits(build_problem(parse_fusion(values, "test"), tmp_path))
+    values = {"name": "test", "kind": "image", "pretrained": "pretrained", "root": str(root), "tasks": [task]}
+    return build_problem(parse_fusion(values, "test"), root / "cache")
+
+
+def test_folders_are_matched_with_the_checkpoint_by_name(tmp_path):
+    tiny_models.vit_folders(tmp_path)
+    unnamed = logits(open_pictures(tmp_path))
     name_classes(tmp_path / "one", "red", "green")
-    assert torch.equal(logits(build_problem(parse_fusion(values, "test"), tmp_path)), unnamed.flip(1))
+    assert torch.equal(logits(open_pictures(tmp_path)), unnamed.flip(1))
 
 
 def test_classes_that_only_number_the_head_stay_in_its_order(berts):
@@ -86,6 +95,42 @@ def test_classes_that_only_number_the_head_stay_in_its_order(berts):
     unnamed = logits(open_texts(berts, classes=["0", "1"], test=data))
     name_classes(berts / "one", "good", "bad")
     assert torch.equal(logits(open_texts(berts, classes=["0", "1"], test=data)), unnamed)
+
+
+@pytest.mark.parametrize("own", [[], ["reviews"]])
+def test_a_task_whose_own_model_is_always_wrong_leaves_the_normalised_mean(berts, own):
+    problem = open_texts(berts)
+    wrong = replace(problem.tasks[0], name="wrong", predict=lambda logits: torch.full((len(logits),), 9))
+    right = replace(problem.tasks[0], predict=lambda logits: torch.arange(len(logits)))
+    tasks = tuple(task for task in (right, wrong) if task.name in ["wrong", *own])
+    methods = dict.fromkeys(METHODS)
+    methods.update(individual={}, averaging={})
+    results = fuse_problem(replace(problem, tasks=tasks), MethodSettings.model_validate(methods))
+    for line in results["methods"]:
+        assert line["normalised"]["wrong"] is None
+        assert line["average_normalised"] == (1.0 if own else None)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_task_s_head_goes_on_the_merged_model_as_the_documentation_says(tmp_path, kind):
+    """The example of docs/fusion.md."""
+    if kind == "text":
+        tiny_models.bert_folders(tmp_path)
+        problem, auto = open_texts(tmp_path), transformers.AutoModelForSequenceClassification
+    else:
+        tiny_models.vit_folders(tmp_path)
+        problem, auto = open_pictures(tmp_path), transformers.AutoModelForImageClassification
+    task = problem.tasks[0]
+    state = {key: 2 * tensor for key, tensor in task.model.items()}
+    merged = tmp_path / "merged"
+    problem.save(state, merged)
+    own = auto.from_pretrained(tmp_path / "one")
+    model = auto.from_pretrained(merged, config=own.config)
+    head = {key: t for key, t in own.state_dict().items() if not key.startswith(own.base_model_prefix + ".")}
+    model.load_state_dict(head, strict=False)
+    batch, _ = next(task.test.batches(2))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**batch).logits, task.logits(forward_of(problem.module, state), batch))
 
 
 def refused(match, root, **given):
