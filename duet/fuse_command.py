@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +63,8 @@ def fuse(
         with partial_folder(folder) as partial:  # an earlier fusion's results stay until the new ones are whole
             store = _Keeper(partial / "merged", keep)
             with bars() as progress:
-                results = run(settings, cache_folder() / "fusion", keep=store, progress=progress)
+                kept = None if keep == "none" else store
+                results = run(settings, cache_folder() / "fusion", keep=kept, progress=_with_lines(progress))
             store.finish()
             from duet.report.fusion import fusion_markdown, write_fusion
 
@@ -71,6 +72,21 @@ def fuse(
             put_folder(partial, folder)
     Console(markup=False, highlight=False).print(fusion_markdown(results), soft_wrap=True)
     Console(markup=False).print(f"Report: {folder / 'fuse.html'}", soft_wrap=True)
+
+
+def _with_lines(bar: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """The progress bars, and one line per method and part where the output is no terminal."""
+    from merging.fusion.methods import METHODS
+
+    console, begun = Console(markup=False, highlight=False), set()
+
+    def show(part: str, done: int, total: int) -> None:
+        if part not in begun and not console.is_terminal:
+            console.print(METHODS[part].label if part in METHODS else part, soft_wrap=True)
+        begun.add(part)
+        bar(part, done, total)
+
+    return show
 
 
 class _Keeper:

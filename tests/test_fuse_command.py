@@ -48,6 +48,7 @@ def test_a_fusion_from_configuration_to_report(fuse, tmp_path):
     assert results["seed"] == 3 and results["settings"]["options"]["test"] == 20
     assert fusion_markdown(results) == (folder / "table.md").read_text(encoding="utf-8")
     assert "Concrete layer-wise AdaMerging" in shown and "fuse.html" in shown
+    assert shown.startswith("models and data\nIndividual models\nPretrained\nWeight averaging\nTask arithmetic")
     rows = list(csv.DictReader((folder / "results.csv").open(encoding="utf-8")))
     assert len(rows) == 2 * len(names)
     assert rows[0]["normalised"] == ("1.0" if float(rows[0]["accuracy"]) else "")
@@ -57,6 +58,8 @@ def test_a_fusion_from_configuration_to_report(fuse, tmp_path):
     assert len(load_file(merged / "model.safetensors")) == 20
     provenance = json.loads((merged / "provenance.json").read_text(encoding="utf-8"))
     assert provenance["method"] == "concrete_adamerging" and provenance["options"]["steps"] == 2
+    assert [model["task"] for model in provenance["models"]] == ["digit", "count"]
+    assert all(len(model["files"][0]["sha256"]) == 64 for model in [provenance["base"], *provenance["models"]])
     assert sorted(path.name for path in (folder / "merged").iterdir()) == sorted(names[2:])
 
     code, _, told = fuse("embedded-pictures", "--out", "out")
@@ -115,6 +118,12 @@ def test_the_page_stands_without_curves_and_takes_the_place_of_an_earlier_fusion
         (["embedded-pictures", "--set", "methods.ties.densty=1"], "did you mean 'density'?"),
         (["absent.yaml"], "absent.yaml: cannot be read"),
         (["embedded-pictures", "--set", "options.tasks=[dgit]"], "dgit"),
+        (
+            ["embedded-pictures", "--set", "options.epochs=0"],
+            "options.epochs: expected a whole number from 1",
+        ),
+        (["embedded-pictures", "--set", "name=../../esc"], "expected a name without slashes"),
+        (["clip-vit-b32-eight", "--root", "/absent"], "root: /absent: no such folder"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(fuse, arguments, match):
