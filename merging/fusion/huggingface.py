@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,8 @@ def _tuned(settings: FusionSettings, task: TaskSettings, module: nn.Module, tran
         except ImportError:
             raise ValueError("LoRA adapters need peft: pip install 'duet-detection[language]'") from None
         name = str(place) if place.exists() else task.model
-        return PeftModel.from_pretrained(copy.deepcopy(module), name).merge_and_unload().state_dict()
+        with _opening(settings, task.model, "a LoRA adapter of the pretrained model"):
+            return PeftModel.from_pretrained(copy.deepcopy(module), name).merge_and_unload().state_dict()
     return _open_model(transformers.AutoModelForSeq2SeqLM, settings, task.model).state_dict()
 
 
@@ -357,10 +359,17 @@ def _has_vocabulary(folder: Path, tokenizer: Any) -> bool:
 
 def _open(kind: Any, settings: FusionSettings, name: str, **options: Any) -> Any:
     """A model or processor from a folder below the root, else from the hub; one sentence when neither has it."""
-    place = settings.path(name)
-    try:
+    with _opening(settings, name, kind.__name__):
+        place = settings.path(name)
         return kind.from_pretrained(str(place) if place.is_dir() else name, **options)
+
+
+@contextmanager
+def _opening(settings: FusionSettings, name: str, kind: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        place = settings.path(name)
         lines = [line for line in str(error).splitlines() if line.strip()]
         where = str(place) if place.is_dir() else f"{name} (no folder {place}, and the hub did not give it)"
-        raise ValueError(f"{where}: cannot be opened as {kind.__name__}: {lines[0] if lines else error}") from None
+        raise ValueError(f"{where}: cannot be opened as {kind}: {lines[0] if lines else error}") from None

@@ -175,11 +175,12 @@ def test_attention_has_the_second_derivative_that_the_inner_step_asks_for(berts)
     assert losses[0] > 0 and any(gradient.any() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("kind", ["text", "text2text"])
+@pytest.mark.parametrize("kind", ["text", "text2text", "clip"])
 def test_a_pretrained_folder_without_a_tokenizer_is_refused(tmp_path, kind):
-    (tiny_models.bert_folders if kind == "text" else tiny_models.t5_folders)(tmp_path)
+    folders = {"text": tiny_models.bert_folders, "text2text": tiny_models.t5_folders, "clip": tiny_models.clip_folders}
+    folders[kind](tmp_path)
     for name in ("tokenizer.json", "vocab.txt"):
-        (tmp_path / "pretrained" / name).unlink()
+        (tmp_path / "pretrained" / name).unlink(missing_ok=True)
     refused("pretrained: holds no tokenizer", tmp_path, kind=kind)
 
 
@@ -193,7 +194,17 @@ def test_a_task_model_with_another_vocabulary_is_refused(tmp_path, kind, monkeyp
     refused("task 'reviews': the tokenizer of one has another vocabulary", tmp_path, kind=kind)
 
 
-def test_a_file_cut_in_half_is_refused(berts):
-    file = berts / "one" / "model.safetensors"
+def cut_in_half(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_file_cut_in_half_is_refused(berts):
+    cut_in_half(berts / "one" / "model.safetensors")
     refused("one: cannot be opened as AutoModelForSequenceClassification", berts)
+
+
+def test_an_adapter_cut_in_half_is_refused(tmp_path):
+    pytest.importorskip("peft")
+    tiny_models.t5_folders(tmp_path, lora=True)
+    cut_in_half(tmp_path / "one" / "adapter_model.safetensors")
+    refused("one: cannot be opened as a LoRA adapter of the pretrained model", tmp_path, kind="text2text")
