@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from merging.checks import known
+from merging.checks import known, number
 from merging.fusion.config import FusionSettings
 from merging.fusion.embedded_pictures import embedded_pictures
 from merging.fusion.embedded_texts import embedded_texts
@@ -52,4 +52,6 @@ def build_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
         known(f"option of {settings.kind}", name, defaults.keys() - {"seed", "cache"})
         if isinstance(defaults[name], int) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"options.{name}: expected a whole number from 1 on, found {value!r}")
+        if isinstance(defaults[name], float):
+            number(name, value, low=0.0)
     return build(seed=settings.seed, cache=cache, **settings.options)

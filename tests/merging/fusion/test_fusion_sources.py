@@ -294,5 +294,9 @@ def test_answers_that_begin_alike_are_refused(tmp_path):
 def test_unknown_kinds_and_options_are_refused(tmp_path):
     given = parse_fusion({"name": "a", "kind": "embedded-pictures", "options": {"trainning": 3}}, "a")
     refused(tmp_path, given, "unknown option of embedded-pictures 'trainning'; did you mean 'training'")
+    wrong = {"epochs": "a whole number from 1", "test": "a whole number from 1", "learning_rate": "at least 0"}
+    for name, expected in wrong.items():
+        given = parse_fusion({"name": "a", "kind": "embedded-pictures", "options": {name: -1}}, "a")
+        refused(tmp_path, given, f"{name}.*: expected {expected}")
     tasks = text_tasks(tmp_path)
     refused(tmp_path, settings("txt", tmp_path, tasks), "unknown kind 'txt'; did you mean 'text'")
