@@ -6,22 +6,27 @@ A name is a folder on this machine, or a model of the hub where one is reachable
 from __future__ import annotations
 
 import copy
-import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from merging.entropy import first_token_entropy
 from merging.family import Forward
+from merging.fusion.checkpoints import (
+    check_tokenizer,
+    check_vocabulary,
+    open_named,
+    open_network,
+    opening,
+    origin_of,
+)
 from merging.fusion.config import FusionSettings, TaskSettings
 from merging.fusion.data import class_words, task_classes, task_samples
-from merging.fusion.problem import FusionProblem, FusionTask, Inside, Origin
+from merging.fusion.problem import FusionProblem, FusionTask, Inside
 from merging.result import State
 
 Collate = Callable[[list[Any]], Any]
@@ -41,17 +46,17 @@ def image_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
         ValueError: when a model cannot be opened, or its head does not fit the classes.
     """
     transformers = _transformers()
-    processor = _open(transformers.AutoImageProcessor, settings, str(settings.pretrained))
+    processor = open_named(transformers.AutoImageProcessor, settings, str(settings.pretrained))
     return _classifiers(settings, transformers.AutoModelForImageClassification, _images(processor), processor)
 
 
 def text_problem_of(settings: FusionSettings, cache: Path) -> FusionProblem:
     """Text classifiers such as BERT, each task's head from its own checkpoint; arguments as :func:`image_problem`."""
     transformers = _transformers()
-    tokenizer = _open(transformers.AutoTokenizer, settings, str(settings.pretrained))
-    _check_tokenizer(settings, tokenizer)
+    tokenizer = open_named(transformers.AutoTokenizer, settings, str(settings.pretrained))
+    check_tokenizer(settings, tokenizer)
     for task in settings.tasks:
-        _check_vocabulary(settings, task, tokenizer, transformers)
+        check_vocabulary(settings, task, tokenizer, transformers.AutoTokenizer)
     return _classifiers(
         settings, transformers.AutoModelForSequenceClassification, _texts(tokenizer, settings.length), tokenizer
     )
@@ -64,21 +69,21 @@ def clip_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     again, times CLIP's own logit scale. Text tower and projection are the pretrained model's and stand still.
     """
     transformers = _transformers()
-    whole = _open_model(transformers.CLIPModel, settings, str(settings.pretrained)).eval()
-    processor = _open(transformers.CLIPProcessor, settings, str(settings.pretrained))
-    _check_tokenizer(settings, processor.tokenizer)
-    module = _open_model(transformers.CLIPVisionModel, settings, str(settings.pretrained)).eval()
+    whole = open_network(transformers.CLIPModel, settings, str(settings.pretrained)).eval()
+    processor = open_named(transformers.CLIPProcessor, settings, str(settings.pretrained))
+    check_tokenizer(settings, processor.tokenizer)
+    module = open_network(transformers.CLIPVisionModel, settings, str(settings.pretrained)).eval()
     tasks = []
     for task in settings.tasks:
-        tuned = _open_model(transformers.CLIPVisionModel, settings, task.model)
+        tuned = open_network(transformers.CLIPVisionModel, settings, task.model)
         classes = task_classes(settings, task)
         weights = zero_shot_weights(whole, processor.tokenizer, task, class_words(task, classes))
         sets = task_samples(settings, task, _images(processor.image_processor))
         head = ClipHead(whole.visual_projection, weights)
-        origin = _origin(settings, task.model)
+        origin = origin_of(settings, task.model)
         tasks.append(FusionTask(task.name, classes, tuned.state_dict(), head, *sets, origin=origin))
     heads = "none: a vision tower; zero-shot heads are made by the pretrained CLIP's text tower and projections"
-    origin = _origin(settings, str(settings.pretrained))
+    origin = origin_of(settings, str(settings.pretrained))
     return FusionProblem(module, tuple(tasks), _saver(module, processor), {}, origin, heads)
 
 
@@ -126,21 +131,21 @@ def text2text_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     (``metric: spearman``) it is the mean of the classes under the probabilities of their first tokens.
     """
     transformers = _transformers()
-    tokenizer = _open(transformers.AutoTokenizer, settings, str(settings.pretrained))
-    _check_tokenizer(settings, tokenizer)
-    module = _open_model(transformers.AutoModelForSeq2SeqLM, settings, str(settings.pretrained)).eval()
+    tokenizer = open_named(transformers.AutoTokenizer, settings, str(settings.pretrained))
+    check_tokenizer(settings, tokenizer)
+    module = open_network(transformers.AutoModelForSeq2SeqLM, settings, str(settings.pretrained)).eval()
     tasks = []
     answer = FirstToken(module.config.decoder_start_token_id)
     for task in settings.tasks:
-        _check_vocabulary(settings, task, tokenizer, transformers)
+        check_vocabulary(settings, task, tokenizer, transformers.AutoTokenizer)
         classes = task_classes(settings, task)
         firsts = first_tokens(tokenizer, task, class_words(task, classes))
         sets = task_samples(settings, task, _prompts(tokenizer, settings.length, task))
         predict = _expectation(firsts, _numbers(task, classes)) if task.metric == "spearman" else _choice(firsts)
         tuned = _tuned(settings, task, module, transformers)
-        how, origin = (first_token_entropy, predict, task.metric), _origin(settings, task.model)
+        how, origin = (first_token_entropy, predict, task.metric), origin_of(settings, task.model)
         tasks.append(FusionTask(task.name, classes, tuned, answer, *sets, *how, origin))
-    origin, heads = _origin(settings, str(settings.pretrained)), "none are needed: the model answers in words"
+    origin, heads = origin_of(settings, str(settings.pretrained)), "none are needed: the model answers in words"
     return FusionProblem(module, tuple(tasks), _saver(module, tokenizer), {}, origin, heads)
 
 
@@ -196,16 +201,16 @@ def _tuned(settings: FusionSettings, task: TaskSettings, module: nn.Module, tran
         except ImportError:
             raise ValueError("LoRA adapters need peft: pip install 'duet-detection[language]'") from None
         name = str(place) if place.exists() else task.model
-        with _opening(settings, task.model, "a LoRA adapter of the pretrained model"):
+        with opening(settings, task.model, "a LoRA adapter of the pretrained model"):
             return PeftModel.from_pretrained(copy.deepcopy(module), name).merge_and_unload().state_dict()
-    return _open_model(transformers.AutoModelForSeq2SeqLM, settings, task.model).state_dict()
+    return open_network(transformers.AutoModelForSeq2SeqLM, settings, task.model).state_dict()
 
 
 def _classifiers(settings: FusionSettings, kind: Any, collate: Collate, processor: Any) -> FusionProblem:
-    pretrained = _open_model(kind, settings, str(settings.pretrained), head=False).eval()
+    pretrained = open_network(kind, settings, str(settings.pretrained), head=False).eval()
     module, tasks = pretrained.base_model, []
     for task in settings.tasks:
-        whole = _open_model(kind, settings, task.model)
+        whole = open_network(kind, settings, task.model)
         classes = task_classes(settings, task)
         if whole.config.num_labels != len(classes):
             raise ValueError(
@@ -216,18 +221,14 @@ def _classifiers(settings: FusionSettings, kind: Any, collate: Collate, processo
         model = {key: tensor.clone() for key, tensor in whole.base_model.state_dict().items()}
         order = head_order(task, class_words(task, classes), whole.config.id2label)
         sets = task_samples(settings, task, collate)
-        head, origin = Inside.stripped(whole, prefix, order), _origin(settings, task.model)
+        head, origin = Inside.stripped(whole, prefix, order), origin_of(settings, task.model)
         tasks.append(FusionTask(task.name, classes, model, head, *sets, origin=origin))
     heads = (
         "left out: open this folder as a classifier with the configuration of a task's own model, and load that "
         f"model's tensors outside '{pretrained.base_model_prefix}.' into it"
     )
-    origin = _origin(settings, str(settings.pretrained))
+    origin = origin_of(settings, str(settings.pretrained))
     return FusionProblem(module, tuple(tasks), _saver(module, processor), {}, origin, heads)
-
-
-def _origin(settings: FusionSettings, name: str) -> Origin:
-    return Origin.at(name, settings.path(name))
 
 
 def head_order(task: TaskSettings, names: Sequence[str], id2label: Mapping[int, str]) -> tuple[int, ...] | None:
@@ -320,56 +321,3 @@ def _transformers() -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
-
-
-def _open_model(kind: Any, settings: FusionSettings, name: str, *, head: bool = True) -> Any:
-    """A model in float32; refused where its file lacks weights, which transformers would draw at random."""
-    model, report = _open(kind, settings, name, output_loading_info=True)
-    backbone = model.base_model_prefix + "."
-    missing = sorted(key for key in report["missing_keys"] if head or key.startswith(backbone))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(
-            f"{name}: has no '{missing[0]}'{more}; expected every tensor of {type(model).__name__}"
-            f"{', head included' if head else ''}"
-        )
-    return model.float()
-
-
-def _check_tokenizer(settings: FusionSettings, tokenizer: Any) -> None:
-    """Refuse a pretrained folder without a vocabulary, for which transformers invents an empty one."""
-    place = settings.path(str(settings.pretrained))
-    if place.is_dir() and tokenizer.vocab_files_names and not _has_vocabulary(place, tokenizer):
-        raise ValueError(f"{place}: holds no tokenizer; copy the files of the pretrained model's there")
-
-
-def _check_vocabulary(settings: FusionSettings, task: TaskSettings, tokenizer: Any, transformers: Any) -> None:
-    """Refuse a task model that brings a tokenizer of another vocabulary: all tasks are read with the pretrained's."""
-    if not _has_vocabulary(settings.path(task.model), tokenizer):
-        return
-    if _open(transformers.AutoTokenizer, settings, task.model).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(
-            f"task '{task.name}': the tokenizer of {task.model} has another vocabulary than the pretrained"
-        )
-
-
-def _has_vocabulary(folder: Path, tokenizer: Any) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", *tokenizer.vocab_files_names.values()))
-
-
-def _open(kind: Any, settings: FusionSettings, name: str, **options: Any) -> Any:
-    """A model or processor from a folder below the root, else from the hub; one sentence when neither has it."""
-    with _opening(settings, name, kind.__name__):
-        place = settings.path(name)
-        return kind.from_pretrained(str(place) if place.is_dir() else name, **options)
-
-
-@contextmanager
-def _opening(settings: FusionSettings, name: str, kind: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        place = settings.path(name)
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        where = str(place) if place.is_dir() else f"{name} (no folder {place}, and the hub did not give it)"
-        raise ValueError(f"{where}: cannot be opened as {kind}: {lines[0] if lines else error}") from None
