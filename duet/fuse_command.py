@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,23 +56,44 @@ def fuse(
         folder = out or Path("runs") / f"fuse-{settings.name}-{settings.seed}"
         _check_folder(folder, overwrite)
         from merging.fusion.run import fuse as run
+        from merging.placing import partial_folder, put_folder, tidy
 
-        store = _Keeper(folder, keep)
-        with bars() as progress:
-            results = run(settings, cache_folder() / "fusion", keep=store, progress=progress)
-        store.finish()
-    from duet.report.fusion import fusion_markdown, write_fusion
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tidy(folder)
+        with partial_folder(folder) as partial:  # an earlier fusion's results stay until the new ones are whole
+            store = _Keeper(partial / "merged", keep)
+            with bars() as progress:
+                kept = None if keep == "none" else store
+                results = run(settings, cache_folder() / "fusion", keep=kept, progress=_with_lines(progress))
+            store.finish()
+            from duet.report.fusion import fusion_markdown, write_fusion
 
-    write_fusion(results, folder)
+            write_fusion(results, partial)
+            put_folder(partial, folder)
     Console(markup=False, highlight=False).print(fusion_markdown(results), soft_wrap=True)
     Console(markup=False).print(f"Report: {folder / 'fuse.html'}", soft_wrap=True)
+
+
+def _with_lines(bar: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """The progress bars, and one line per method and part where the output is no terminal."""
+    from merging.fusion.methods import METHODS
+
+    console, begun = Console(markup=False, highlight=False), set()
+
+    def show(part: str, done: int, total: int) -> None:
+        if part not in begun and not console.is_terminal:
+            console.print(METHODS[part].label if part in METHODS else part, soft_wrap=True)
+        begun.add(part)
+        bar(part, done, total)
+
+    return show
 
 
 class _Keeper:
     """Writes merged models, in the format that they came in, beside what tells how they came about."""
 
     def __init__(self, folder: Path, which: str) -> None:
-        self.folder = folder / "merged"
+        self.folder = folder
         self.which = which
         self.best = -1.0
         self.held: dict[str, tuple[FusionProblem, Mapping[str, Tensor], Mapping[str, Any]]] = {}
@@ -90,15 +111,12 @@ class _Keeper:
             self._write(name, problem, state, provenance)
 
     def _write(self, name: str, problem: Any, state: Any, provenance: Any) -> None:
-        from merging.safetensors_writer import in_place, write_json
+        from merging.safetensors_writer import write_json
 
         target = self.folder / name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            shutil.rmtree(target)
-        with in_place(target, single=False) as partial:
-            problem.save(state, partial)
-            write_json(partial / "provenance.json", provenance)
+        target.mkdir(parents=True)
+        problem.save(state, target)
+        write_json(target / "provenance.json", provenance)
 
 
 def _values(config: str) -> tuple[dict[str, Any], str]:
@@ -113,11 +131,16 @@ def _values(config: str) -> tuple[dict[str, Any], str]:
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that is not ours, or holds results that are to stay."""
+    if folder.is_symlink():
+        raise InputError(f"{folder}: is a symbolic link, which is not replaced; choose another --out")
     if not folder.exists():
         return
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file; choose another --out")
+    if os.path.ismount(folder) or folder.samefile(Path.cwd()):
+        raise InputError(f"{folder}: cannot be replaced as a whole; choose a folder below it as --out")
     foreign = sorted(found.name for found in folder.iterdir() if found.name not in OWN_FILES)
+    foreign += sorted(f"merged/{found.name}" for found in folder.glob("merged/*") if not _is_kept_model(found))
     if foreign:
         raise InputError(f"{folder}: holds {foreign[0]}, which no fusion wrote; choose another --out")
     results = folder / "results.json"
@@ -125,3 +148,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{folder}: holds the results of another command; choose another --out")
     if results.is_file() and not overwrite:
         raise InputError(f"{folder}: holds the results of a fusion; choose another --out, or say --overwrite")
+
+
+def _is_kept_model(folder: Path) -> bool:
+    return (folder / "provenance.json").is_file()

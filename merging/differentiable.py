@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from merging.adaptation import UnlabelledTask
 from merging.coefficients import Coefficients
@@ -63,13 +64,14 @@ def through_inner_step(
     """
     logits = {key: tensor.detach().clone().requires_grad_() for key, tensor in mask.logits.items()}
     values = start.values.detach().clone().requires_grad_()
-    inner = torch.stack(_losses(family, tasks, differentiable_merge(family, values, start.columns, logits, mask)))
-    (slope,) = torch.autograd.grad(inner.sum(), values, create_graph=True)
-    moved = differentiable_merge(family, values - rate * slope, start.columns, logits, mask)
-    upper = torch.stack(_losses(family, tasks, moved))
-    if not upper.isfinite().all():
-        raise ValueError(f"the losses are {upper.tolist()}; expected finite numbers")
-    gradients = torch.autograd.grad(upper.sum(), list(logits.values()), allow_unused=True)
+    with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no second derivative
+        inner = torch.stack(_losses(family, tasks, differentiable_merge(family, values, start.columns, logits, mask)))
+        (slope,) = torch.autograd.grad(inner.sum(), values, create_graph=True)
+        moved = differentiable_merge(family, values - rate * slope, start.columns, logits, mask)
+        upper = torch.stack(_losses(family, tasks, moved))
+        if not upper.isfinite().all():
+            raise ValueError(f"the losses are {upper.tolist()}; expected finite numbers")
+        gradients = torch.autograd.grad(upper.sum(), list(logits.values()), allow_unused=True)
     found = {key: gradient for key, gradient in zip(logits, gradients) if gradient is not None}
     return upper.tolist(), found
 

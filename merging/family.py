@@ -16,7 +16,7 @@ from merging.blocks import Inputs
 from merging.layers import is_statistic
 from merging.merger import MergeSettings
 from merging.opening import Model, open_family
-from merging.plan import MergePlan, plan_merge
+from merging.plan import MergePlan, find_misfits, plan_merge
 from merging.result import State
 from merging.sources import StateSource, TensorSource
 
@@ -130,7 +130,11 @@ def open_module_family(
     state = module.state_dict()
     source, sources = open_family(state, models)
     source.name = "the pretrained model"
-    plan = plan_merge(source, sources, "error")
+    misfits = find_misfits(source, sources)
+    if misfits:
+        more = f"; nor do {len(misfits) - 1} more tensors fit" if len(misfits) > 1 else ""
+        raise ValueError(f"{misfits[0]}{more}")
+    plan = plan_merge(source, sources)
     keys = tuple(key for key in plan.merged if not is_statistic(key))
     allocate = allocate or (lambda index, key, shape: torch.empty(shape, dtype=dtype, device=state[key].device))
     vectors = _task_vectors(Inputs(source, tuple(sources), plan, keys), allocate)

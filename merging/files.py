@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -113,7 +113,7 @@ def merge_files(
     ancestor, sources = open_family(base, models)
     refuse_inputs(target, [file for source in (ancestor, *sources) for file in source.files])
     plan_merge(ancestor, sources, settings.policy)  # before the hashes, which take a while
-    hashes = _hashes([ancestor, *sources]) if hash_inputs else {}
+    hashes = hash_files(file for source in (ancestor, *sources) for file in source.files) if hash_inputs else {}
     _refuse_equal(ancestor, sources, hashes)
     merge = prepare_merge(method, METHODS[method].prepare, ancestor, sources, own, settings, progress)
     single = target.suffix == ".safetensors"
@@ -137,30 +137,42 @@ def merge_files(
 def _record(
     provenance: Mapping[str, Any], paper: str, sources: Sequence[TensorSource], hashes: Mapping[Path, str]
 ) -> dict[str, Any]:
-    inputs = [
-        {"name": source.name, "files": [{"path": str(file), "sha256": hashes.get(file)} for file in source.files]}
-        for source in sources
-    ]
-    return {**provenance, "paper": paper, "base": inputs[0], "models": inputs[1:], "versions": _versions()}
+    inputs = [{"name": source.name, "files": describe_files(source.files, hashes)} for source in sources]
+    return {**provenance, "paper": paper, "base": inputs[0], "models": inputs[1:], "versions": versions()}
 
 
-def _versions() -> dict[str, str]:
-    try:
-        own = metadata.version("duet-detection")
-    except metadata.PackageNotFoundError:
-        own = "not installed"
-    return {
-        "duet-detection": own,
+def describe_files(files: Iterable[Path], hashes: Mapping[Path, str]) -> list[dict[str, Any]]:
+    """Files as a provenance names them: ``path`` and ``sha256``, which is ``None`` where it was not computed."""
+    return [{"path": str(file), "sha256": hashes.get(file)} for file in files]
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions of this package, Python, torch, numpy and further packages; ``not installed`` where one is absent."""
+    found = {
+        "duet-detection": _version("duet-detection"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
     }
+    return {**found, **{name: _version(name) for name in more}}
 
 
-def _hashes(sources: Sequence[TensorSource]) -> dict[Path, str]:
-    files = list(dict.fromkeys(file for source in sources for file in source.files))
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def hash_files(files: Iterable[Path]) -> dict[Path, str]:
+    """The sha256 of every file.
+
+    Raises:
+        OSError: when one cannot be read.
+    """
+    once = list(dict.fromkeys(files))
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(files, pool.map(_sha256, files)))
+        return dict(zip(once, pool.map(_sha256, once)))
 
 
 def _sha256(path: Path) -> str:

@@ -7,12 +7,35 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from psutil import pid_exists
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
 _HERE = -100  # AT_FDCWD
+
+
+@contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """Give a folder of a temporary name beside the target; what was not moved out of it is deleted at the end.
+
+    Args:
+        target: the file or folder to come to be; its folder exists.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        OSError: when it cannot be made.
+    """
+    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir()
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def put_files(partial: Path, target: Path) -> None:

@@ -92,13 +92,18 @@ def plan_merge(base: TensorSource, models: Sequence[TensorSource], policy: Polic
     choice("policy", policy, POLICIES)
     if not models:
         raise ValueError("expected at least one model to merge, got none")
-    misfits = tuple(misfit for model in models for misfit in _misfits(base, model))
+    misfits = find_misfits(base, models)
     if misfits and policy == "error":
         raise ValueError(_refusal(misfits))
     plan = _plan(base, models, policy, misfits)
     if not plan.merged:
         raise ValueError(f"{base.name} and the models share no floating-point tensor that could be merged")
     return plan
+
+
+def find_misfits(base: TensorSource, models: Sequence[TensorSource]) -> tuple[Misfit, ...]:
+    """Every tensor of the models that does not match the base, in the models' order."""
+    return tuple(misfit for model in models for misfit in _misfits(base, model))
 
 
 def _plan(base: TensorSource, models: Sequence[TensorSource], policy: Policy, misfits: tuple[Misfit, ...]) -> MergePlan:

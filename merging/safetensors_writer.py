@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from merging.blocks import Range
-from merging.placing import put_files, put_folder, tidy
+from merging.placing import partial_folder, put_files, put_folder, tidy
 from merging.safetensors_reader import DTYPES
 from merging.sources import TensorSpec
 
@@ -138,19 +138,16 @@ def in_place(target: Path, *, single: bool, overwrite: bool = False) -> Iterator
     check_target(target, overwrite)
     if target.exists() and target.is_dir() == single:
         raise FileExistsError(f"{target}: is a {'folder' if single else 'file'}; choose another name")
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
-        partial.mkdir()
-        yield partial
-        if single:
-            put_files(partial, target)
-        else:
-            put_folder(partial, target)
+        with partial_folder(target) as partial:
+            yield partial
+            if single:
+                put_files(partial, target)
+            else:
+                put_folder(partial, target)
         sync_folder(target.parent)
     except OSError as error:
         raise _explained(error, target) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_target(target: Path, overwrite: bool) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from merging.checks import nearest
 
@@ -14,6 +15,35 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _names(value: Any) -> Any:
+    """Class names as texts: YAML takes what is not in quotes for numbers, and yes and no for truth values."""
+    if value is None or value == "folders":
+        return value
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"expected a list of names, found {value!r}")
+    for name in value:
+        if isinstance(name, bool):
+            raise ValueError("a name is a truth value to YAML (yes, no, on, off, true, false): put it in quotes")
+        if not isinstance(name, str | int | float):
+            raise ValueError(f"expected names, found {name!r}")
+    twice = [str(name) for place, name in enumerate(value) if name in value[:place]]
+    if twice:
+        raise ValueError(f"'{twice[0]}' is given twice")
+    return tuple(str(name) for name in value)
+
+
+def _path_part(value: str) -> str:
+    if not re.fullmatch(r"[^./\\\s][^/\\\n]*", value):
+        raise ValueError(f"expected a name without slashes that does not begin with a dot, found {value!r}")
+    return value
+
+
+def _table_head(value: str) -> str:
+    if not value.strip() or re.search(r"[|\n]", value):
+        raise ValueError(f"expected a name in one line without '|', found {value!r}")
+    return value
 
 
 class Section(BaseModel):
@@ -45,21 +75,23 @@ class HeadSettings(Section):
     Classifiers have the head of their own checkpoint, and text-to-text models need none.
     """
 
-    templates: tuple[str, ...] = ("a photo of a {}.",)
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of a {}.",)
 
 
 class TaskSettings(Section):
     """One task."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_table_head)]
     model: str = Field(
         description="folder, file, or name on the hub; a LoRA adapter is merged into the pretrained model"
     )
-    classes: tuple[str, ...] | Literal["folders"] = Field(
-        description="in the order of the head, as the data name or number them; `folders` of the test set, sorted"
+    classes: Annotated[tuple[str, ...] | Literal["folders"], BeforeValidator(_names)] = Field(
+        description="as the data name or number them; `folders` of the test set, sorted"
     )
-    class_names: tuple[str, ...] | None = Field(
-        None, description="what zero-shot heads call the classes, or how answers begin; `_` becomes a space by default"
+    class_names: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = Field(
+        None,
+        description="what zero-shot heads or the checkpoint call the classes, or how answers begin; `_` becomes a "
+        "space by default",
     )
     metric: Literal["accuracy", "spearman"] = Field(
         "accuracy", description="spearman: the labels are numbers, and so are the classes, whose mean is the prediction"
@@ -68,6 +100,16 @@ class TaskSettings(Section):
     prompt: str = Field("{text}", description="what a text-to-text model is asked: {text} and {text_pair}")
     unlabelled: DataSettings
     test: DataSettings
+
+    @model_validator(mode="after")
+    def _prompt_fits(self) -> TaskSettings:
+        if "{text}" not in self.prompt:
+            raise ValueError("the prompt has no {text}")
+        if "{text_pair}" in self.prompt and not (self.unlabelled.text_pair and self.test.text_pair):
+            raise ValueError(
+                "the prompt has {text_pair}, but unlabelled and test do not both name its column text_pair"
+            )
+        return self
 
 
 class TrainedMethod(Section):
@@ -144,6 +186,12 @@ class MethodSettings(Section):
     concrete_adamerging_task_wise: ConcreteAdaMergingSettings | None = ConcreteAdaMergingSettings()
     concrete_adamerging_layer_wise: ConcreteAdaMergingSettings | None = ConcreteAdaMergingSettings()
 
+    @model_validator(mode="after")
+    def _some(self) -> MethodSettings:
+        if all(options is None for _, options in self):
+            raise ValueError("every method is null; expected at least one")
+        return self
+
 
 class FusionSettings(Section):
     """A fusion.
@@ -152,7 +200,7 @@ class FusionSettings(Section):
     their own tasks, and ``options`` goes to them.
     """
 
-    name: str
+    name: Annotated[str, AfterValidator(_path_part)]
     kind: str
     pretrained: str | None = None
     root: str = "."
@@ -178,7 +226,7 @@ class FusionSettings(Section):
 
     def path(self, text: str) -> Path:
         """A path of the configuration, from its root."""
-        return Path(self.root) / Path(text).expanduser()
+        return Path(self.root).expanduser() / Path(text).expanduser()
 
 
 def parse_fusion(values: Mapping[str, Any], where: str) -> FusionSettings:

@@ -18,7 +18,7 @@ from merging.checks import known
 from merging.fusion.cache import cached_weights, load_weights
 from merging.fusion.finetune import TrainingPlan, probe, train
 from merging.fusion.pictures import LETTER_TASK, PICTURE_TASKS, PictureTask, pictures
-from merging.fusion.problem import FusionProblem, FusionTask, Inside, Samples
+from merging.fusion.problem import FusionProblem, FusionTask, Inside, Origin, Samples
 from merging.result import State
 
 PRETRAINING, VERSION = 1, 2  # of everything that decides the weights but stands in no option
@@ -75,6 +75,7 @@ def embedded_pictures(
     recipe["epochs"] = pretraining_epochs
     path, told, _ = cached_weights(cache, recipe, lambda: _pretrain(module, pretraining, pretraining_epochs, seed))
     module.load_state_dict(load_weights(path))
+    origin = Origin("letters", (path,))
     plan = TrainingPlan(epochs, learning_rate, seed=seed)
     made, report = [], {"letters": told}
     for name in tasks:
@@ -90,7 +91,8 @@ def embedded_pictures(
         path, report[name], _ = cached_weights(cache, own, lambda t=task: _finetune(module, t, training, plan))
         sets = [_samples(task, split, count, seed) for split, count in (("unlabelled", unlabelled), ("test", test))]
         made.append(_task(task, path, sets))
-    return FusionProblem(module.eval(), tuple(made), _save, report)
+    heads = "left out: the linear head of a task is in its own model's file, under '1.'"
+    return FusionProblem(module.eval(), tuple(made), _save, report, origin, heads)
 
 
 def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -142,7 +144,8 @@ def _task(task: PictureTask, path: Path, sets: list[Samples]) -> FusionTask:
     whole = nn.Sequential(PictureNet(), nn.Linear(WIDTH, len(task.classes)))
     whole.load_state_dict(weights)
     backbone = {key.removeprefix("0."): tensor for key, tensor in weights.items() if key.startswith("0.")}
-    return FusionTask(task.name, task.classes, backbone, Inside.stripped(whole, "0."), *sets)
+    head, origin = Inside.stripped(whole, "0."), Origin(path.name, (path,))
+    return FusionTask(task.name, task.classes, backbone, head, *sets, origin=origin)
 
 
 def _save(state: State, folder: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from merging.checks import known
 from merging.fusion.cache import cached_weights, load_weights
 from merging.fusion.finetune import BoundedHead, TrainingPlan, probe, train
-from merging.fusion.problem import FusionProblem, FusionTask, Inside, Samples
+from merging.fusion.problem import FusionProblem, FusionTask, Inside, Origin, Samples
 from merging.fusion.texts import TEXT_TASKS, TextTask, texts
 from merging.result import State
 
@@ -166,7 +166,8 @@ def text_problem(
         merged.load_state_dict(state)
         merged.save_pretrained(folder)
 
-    return FusionProblem(encoder, tuple(made), save, report)
+    heads = "left out: the head over the mean token vector is in a task's own model's file, under 'head.'"
+    return FusionProblem(encoder, tuple(made), save, report, Origin.at(PACKAGE, minilm_folder()), heads)
 
 
 def _finetune(encoder: nn.Module, classes: int, samples: Samples, plan: TrainingPlan) -> tuple[State, dict[str, Any]]:
@@ -187,7 +188,8 @@ def _task(
     whole = SentenceClassifier(copy.deepcopy(encoder), len(classes))
     whole.load_state_dict(weights)
     backbone = {key.removeprefix("encoder."): t for key, t in weights.items() if key.startswith("encoder.")}
-    return FusionTask(name, classes, backbone, Inside.stripped(whole, "encoder."), unlabelled, test)
+    head, origin = Inside.stripped(whole, "encoder."), Origin(path.name, (path,))
+    return FusionTask(name, classes, backbone, head, unlabelled, test, origin=origin)
 
 
 __all__ = ["SentenceClassifier", "TextTask", "embedded_texts", "load_minilm", "minilm_folder", "text_problem"]

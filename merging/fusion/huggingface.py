@@ -6,7 +6,8 @@ A name is a folder on this machine, or a model of the hub where one is reachable
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ from torch import Tensor, nn
 
 from merging.entropy import first_token_entropy
 from merging.family import Forward
+from merging.fusion.checkpoints import (
+    check_tokenizer,
+    check_vocabulary,
+    open_named,
+    open_network,
+    opening,
+    origin_of,
+)
 from merging.fusion.config import FusionSettings, TaskSettings
 from merging.fusion.data import class_words, task_classes, task_samples
 from merging.fusion.problem import FusionProblem, FusionTask, Inside
@@ -37,14 +46,17 @@ def image_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
         ValueError: when a model cannot be opened, or its head does not fit the classes.
     """
     transformers = _transformers()
-    processor = _open(transformers.AutoImageProcessor, settings, str(settings.pretrained))
+    processor = open_named(transformers.AutoImageProcessor, settings, str(settings.pretrained))
     return _classifiers(settings, transformers.AutoModelForImageClassification, _images(processor), processor)
 
 
 def text_problem_of(settings: FusionSettings, cache: Path) -> FusionProblem:
     """Text classifiers such as BERT, each task's head from its own checkpoint; arguments as :func:`image_problem`."""
     transformers = _transformers()
-    tokenizer = _open(transformers.AutoTokenizer, settings, str(settings.pretrained))
+    tokenizer = open_named(transformers.AutoTokenizer, settings, str(settings.pretrained))
+    check_tokenizer(settings, tokenizer)
+    for task in settings.tasks:
+        check_vocabulary(settings, task, tokenizer, transformers.AutoTokenizer)
     return _classifiers(
         settings, transformers.AutoModelForSequenceClassification, _texts(tokenizer, settings.length), tokenizer
     )
@@ -57,18 +69,22 @@ def clip_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     again, times CLIP's own logit scale. Text tower and projection are the pretrained model's and stand still.
     """
     transformers = _transformers()
-    whole = _open(transformers.CLIPModel, settings, str(settings.pretrained)).float().eval()
-    processor = _open(transformers.CLIPProcessor, settings, str(settings.pretrained))
-    module = _open(transformers.CLIPVisionModel, settings, str(settings.pretrained)).float().eval()
+    whole = open_network(transformers.CLIPModel, settings, str(settings.pretrained)).eval()
+    processor = open_named(transformers.CLIPProcessor, settings, str(settings.pretrained))
+    check_tokenizer(settings, processor.tokenizer)
+    module = open_network(transformers.CLIPVisionModel, settings, str(settings.pretrained)).eval()
     tasks = []
     for task in settings.tasks:
-        tuned = _open(transformers.CLIPVisionModel, settings, task.model).float()
+        tuned = open_network(transformers.CLIPVisionModel, settings, task.model)
         classes = task_classes(settings, task)
         weights = zero_shot_weights(whole, processor.tokenizer, task, class_words(task, classes))
         sets = task_samples(settings, task, _images(processor.image_processor))
         head = ClipHead(whole.visual_projection, weights)
-        tasks.append(FusionTask(task.name, classes, tuned.state_dict(), head, *sets))
-    return FusionProblem(module, tuple(tasks), _saver(module, processor), {})
+        origin = origin_of(settings, task.model)
+        tasks.append(FusionTask(task.name, classes, tuned.state_dict(), head, *sets, origin=origin))
+    heads = "none: a vision tower; zero-shot heads are made by the pretrained CLIP's text tower and projections"
+    origin = origin_of(settings, str(settings.pretrained))
+    return FusionProblem(module, tuple(tasks), _saver(module, processor), {}, origin, heads)
 
 
 class ClipHead:
@@ -115,18 +131,22 @@ def text2text_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     (``metric: spearman``) it is the mean of the classes under the probabilities of their first tokens.
     """
     transformers = _transformers()
-    tokenizer = _open(transformers.AutoTokenizer, settings, str(settings.pretrained))
-    module = _open(transformers.AutoModelForSeq2SeqLM, settings, str(settings.pretrained)).float().eval()
+    tokenizer = open_named(transformers.AutoTokenizer, settings, str(settings.pretrained))
+    check_tokenizer(settings, tokenizer)
+    module = open_network(transformers.AutoModelForSeq2SeqLM, settings, str(settings.pretrained)).eval()
     tasks = []
     answer = FirstToken(module.config.decoder_start_token_id)
     for task in settings.tasks:
+        check_vocabulary(settings, task, tokenizer, transformers.AutoTokenizer)
         classes = task_classes(settings, task)
         firsts = first_tokens(tokenizer, task, class_words(task, classes))
         sets = task_samples(settings, task, _prompts(tokenizer, settings.length, task))
         predict = _expectation(firsts, _numbers(task, classes)) if task.metric == "spearman" else _choice(firsts)
         tuned = _tuned(settings, task, module, transformers)
-        tasks.append(FusionTask(task.name, classes, tuned, answer, *sets, first_token_entropy, predict, task.metric))
-    return FusionProblem(module, tuple(tasks), _saver(module, tokenizer), {})
+        how, origin = (first_token_entropy, predict, task.metric), origin_of(settings, task.model)
+        tasks.append(FusionTask(task.name, classes, tuned, answer, *sets, *how, origin))
+    origin, heads = origin_of(settings, str(settings.pretrained)), "none are needed: the model answers in words"
+    return FusionProblem(module, tuple(tasks), _saver(module, tokenizer), {}, origin, heads)
 
 
 class FirstToken:
@@ -181,15 +201,16 @@ def _tuned(settings: FusionSettings, task: TaskSettings, module: nn.Module, tran
         except ImportError:
             raise ValueError("LoRA adapters need peft: pip install 'duet-detection[language]'") from None
         name = str(place) if place.exists() else task.model
-        return PeftModel.from_pretrained(copy.deepcopy(module), name).merge_and_unload().state_dict()
-    return _open(transformers.AutoModelForSeq2SeqLM, settings, task.model).float().state_dict()
+        with opening(settings, task.model, "a LoRA adapter of the pretrained model"):
+            return PeftModel.from_pretrained(copy.deepcopy(module), name).merge_and_unload().state_dict()
+    return open_network(transformers.AutoModelForSeq2SeqLM, settings, task.model).state_dict()
 
 
 def _classifiers(settings: FusionSettings, kind: Any, collate: Collate, processor: Any) -> FusionProblem:
-    pretrained = _open(kind, settings, str(settings.pretrained)).float().eval()
+    pretrained = open_network(kind, settings, str(settings.pretrained), head=False).eval()
     module, tasks = pretrained.base_model, []
     for task in settings.tasks:
-        whole = _open(kind, settings, task.model).float()
+        whole = open_network(kind, settings, task.model)
         classes = task_classes(settings, task)
         if whole.config.num_labels != len(classes):
             raise ValueError(
@@ -198,9 +219,51 @@ def _classifiers(settings: FusionSettings, kind: Any, collate: Collate, processo
             )
         prefix = whole.base_model_prefix + "."
         model = {key: tensor.clone() for key, tensor in whole.base_model.state_dict().items()}
+        order = head_order(task, class_words(task, classes), whole.config.id2label)
         sets = task_samples(settings, task, collate)
-        tasks.append(FusionTask(task.name, classes, model, Inside.stripped(whole, prefix), *sets))
-    return FusionProblem(module, tuple(tasks), _saver(module, processor), {})
+        head, origin = Inside.stripped(whole, prefix, order), origin_of(settings, task.model)
+        tasks.append(FusionTask(task.name, classes, model, head, *sets, origin=origin))
+    heads = (
+        "left out: open this folder as a classifier with the configuration of a task's own model, and load that "
+        f"model's tensors outside '{pretrained.base_model_prefix}.' into it"
+    )
+    origin = origin_of(settings, str(settings.pretrained))
+    return FusionProblem(module, tuple(tasks), _saver(module, processor), {}, origin, heads)
+
+
+def head_order(task: TaskSettings, names: Sequence[str], id2label: Mapping[int, str]) -> tuple[int, ...] | None:
+    """Where the classes of a task stand in the head of its checkpoint, by name.
+
+    Case and ``_`` for a space make no difference. Classes go by position where the checkpoint does not name its own
+    (``LABEL_0``, …), and where the task only numbers them, from 0 on.
+
+    Args:
+        task: for messages.
+        names: of the task's classes, in the order of the configuration.
+        id2label: place in the head → name, as the checkpoint's configuration has it.
+
+    Returns:
+        The place of every class; ``None`` where classes and head have the same order.
+
+    Raises:
+        ValueError: when the checkpoint names other classes.
+    """
+    theirs = [str(id2label.get(place, "")) for place in range(len(names))]
+    numbers = [str(place) for place in range(len(names))]
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in theirs) or list(names) == numbers:
+        return None
+    wanted, found = ([name.casefold().replace("_", " ") for name in group] for group in (names, theirs))
+    if sorted(wanted) != sorted(found):
+        raise ValueError(
+            f"task '{task.name}': {task.model} calls its classes {_some(theirs)}, the task {_some(names)}; "
+            "write its names as class_names, in the order of classes"
+        )
+    order = tuple(found.index(name) for name in wanted)
+    return None if order == tuple(range(len(names))) else order
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
 def _images(processor: Any) -> Collate:
@@ -258,14 +321,3 @@ def _transformers() -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
-
-
-def _open(kind: Any, settings: FusionSettings, name: str) -> Any:
-    """A model or processor from a folder below the root, else from the hub; one sentence when neither has it."""
-    place = settings.path(name)
-    try:
-        return kind.from_pretrained(str(place) if place.is_dir() else name)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        where = str(place) if place.is_dir() else f"{name} (no folder {place}, and the hub did not give it)"
-        raise ValueError(f"{where}: cannot be opened as {kind.__name__}: {lines[0] if lines else error}") from None

@@ -86,10 +86,12 @@ class Method:
     Args:
         label: what reports call it.
         run: takes the context and the method's section of the configuration.
+        paper: where it comes from; empty where :data:`merging.METHODS` says so, or nothing is merged.
     """
 
     label: str
     run: Callable[[Context, Any], Fused]
+    paper: str = ""
 
 
 def _individual(context: Context, options: NoSettings) -> Fused:
@@ -223,6 +225,9 @@ def _adapted(context: Context, done: AdaptedMerge, curve: dict[int, dict[str, fl
     return Fused(found.state, found.accuracy, found.provenance, adapted=done, curve=curve)
 
 
+_ADAMERGING = "Yang et al., AdaMerging, ICLR 2024"
+_CONCRETE = "Tang et al., Concrete Subspace Learning, 2023, arXiv 2312.06173"
+
 METHODS: dict[str, Method] = {
     "individual": Method("Individual models", _individual),
     "pretrained": Method("Pretrained", _pretrained),
@@ -230,9 +235,11 @@ METHODS: dict[str, Method] = {
     "task_arithmetic": Method("Task arithmetic (best λ)", _task_arithmetic),
     "ties": Method("TIES-Merging (best λ)", _ties),
     "dare": Method("DARE (best λ)", _dare),
-    "adamerging_task_wise": Method("Task-wise AdaMerging", _adamerging("task")),
-    "adamerging_layer_wise": Method("Layer-wise AdaMerging", _adamerging("tensor")),
-    "concrete_task_arithmetic": Method("Concrete task arithmetic", _concrete_task_arithmetic),
-    "concrete_adamerging_task_wise": Method("Concrete task-wise AdaMerging", _concrete_adamerging("task")),
-    "concrete_adamerging_layer_wise": Method("Concrete layer-wise AdaMerging", _concrete_adamerging("tensor")),
+    "adamerging_task_wise": Method("Task-wise AdaMerging", _adamerging("task"), _ADAMERGING),
+    "adamerging_layer_wise": Method("Layer-wise AdaMerging", _adamerging("tensor"), _ADAMERGING),
+    "concrete_task_arithmetic": Method("Concrete task arithmetic", _concrete_task_arithmetic, _CONCRETE),
+    "concrete_adamerging_task_wise": Method("Concrete task-wise AdaMerging", _concrete_adamerging("task"), _CONCRETE),
+    "concrete_adamerging_layer_wise": Method(
+        "Concrete layer-wise AdaMerging", _concrete_adamerging("tensor"), _CONCRETE
+    ),
 }

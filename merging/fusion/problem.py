@@ -13,7 +13,29 @@ from torch import Tensor, nn
 
 from merging.entropy import entropy_loss
 from merging.family import Forward
+from merging.opening import open_model
 from merging.result import State
+from merging.sources import TensorSource
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from.
+
+    Args:
+        name: what the configuration calls it.
+        files: its weights, hashed for the provenance; none where a hub keeps them.
+    """
+
+    name: str
+    files: tuple[Path, ...] = ()
+
+    @classmethod
+    def at(cls, name: str, place: Path) -> Origin:
+        """The model at a path: a file, or the weights in a folder."""
+        if place.is_file():
+            return cls(name, (place,))
+        return cls(name, tuple(sorted(place.glob("*.safetensors")) or sorted(place.glob("*model*.bin"))))
 
 
 @dataclass(frozen=True)
@@ -62,6 +84,7 @@ class FusionTask:
         loss: see :class:`merging.UnlabelledTask`.
         predict: from logits to class indices, or to numbers.
         metric: ``accuracy``, or ``spearman``: the rank correlation of predicted and true numbers.
+        origin: where the model comes from.
     """
 
     name: str
@@ -73,6 +96,19 @@ class FusionTask:
     loss: Callable[[Tensor], Tensor] = entropy_loss
     predict: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(dim=-1)
     metric: Literal["accuracy", "spearman"] = "accuracy"
+    origin: Origin | None = None
+
+    def source(self) -> TensorSource:
+        """The fine-tuned weights, under a name that says whose they are.
+
+        Raises:
+            ValueError: see :func:`merging.opening.open_model`.
+            FileNotFoundError: when a path does not exist.
+        """
+        source = open_model(self.model, "model")
+        place = self.origin.name if self.origin else source.name if source.files else ""
+        source.name = f"task '{self.name}'" + (f" ({place})" if place else "")
+        return source
 
 
 @dataclass(frozen=True)
@@ -84,12 +120,16 @@ class FusionProblem:
         tasks: at least one.
         save: writes a merged state into a folder, in the format that the models came in.
         training: per task, what its fine-tuning reports; empty where the models were given.
+        origin: where the pretrained model comes from.
+        heads: how a merged model gets the head of a task, for its provenance.
     """
 
     module: nn.Module
     tasks: tuple[FusionTask, ...]
     save: Callable[[State, Path], None]
     training: dict[str, dict[str, Any]]
+    origin: Origin | None = None
+    heads: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,25 +139,28 @@ class Inside:
     Args:
         module: the fine-tuned classifier, head included.
         prefix: what the keys of its backbone begin with.
+        order: place in the head of every class of the task; ``None`` where they have the same order.
     """
 
     module: nn.Module
     prefix: str
+    order: tuple[int, ...] | None = None
 
     def __call__(self, forward: Forward, batch: Any) -> Tensor:
         """See :class:`FusionTask`."""
         inner = forward.inside(self.module, self.prefix)
         output = inner(**batch) if isinstance(batch, dict) else inner(batch)
-        return output.logits if hasattr(output, "logits") else output
+        logits = output.logits if hasattr(output, "logits") else output
+        return logits if self.order is None else logits[:, list(self.order)]
 
     @classmethod
-    def stripped(cls, module: nn.Module, prefix: str) -> Inside:
+    def stripped(cls, module: nn.Module, prefix: str, order: tuple[int, ...] | None = None) -> Inside:
         """The classifier with the memory of its backbone given back: merged weights take its place in every call."""
         module.eval().requires_grad_(False)
         for key, parameter in module.named_parameters():
             if key.startswith(prefix) and prefix:
                 parameter.data = parameter.data.new_empty(0)
-        return cls(module, prefix)
+        return cls(module, prefix, order)
 
 
 def check_problem(problem: FusionProblem) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import platform
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,17 @@ import torch
 from torch import Tensor
 
 from merging.family import Family, evaluating, forward_of, open_module_family
+from merging.files import describe_files, hash_files, versions
 from merging.fusion.config import FusionSettings, MethodSettings
 from merging.fusion.evaluation import check_logits, mean
 from merging.fusion.methods import METHODS, Context, Fused
-from merging.fusion.problem import FusionProblem, FusionTask, check_problem
+from merging.fusion.problem import FusionProblem, FusionTask, Origin, check_problem
 from merging.fusion.sources import build_problem
+from merging.registry import METHODS as CORE
 from merging.result import State
 
+PACKAGES = ("transformers", "safetensors")  # what wrote and read the models
+PREPARATION = "models and data"
 Progress = Callable[[str, int, int], None]
 Keep = Callable[[str, FusionProblem, State, Mapping[str, Any], float], None]
 
@@ -32,7 +35,7 @@ def fuse(
 
     Args:
         settings: the configuration.
-        cache: folder for fine-tuned models of the embedded problems, and for task vectors on disk.
+        cache: folder for fine-tuned models of the embedded problems, and for task vectors on disk while it runs.
         keep: called with every merged model: name of the method, problem, state, provenance, average accuracy.
         progress: called with the name of a phase, steps done and steps in total.
 
@@ -47,10 +50,11 @@ def fuse(
     started = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    say("models and data", 0, 1)
+    say(PREPARATION, 0, 1)
     problem = build_problem(settings, cache)
     check_problem(problem)
     family = open_family_of(problem, settings, cache)
+    say(PREPARATION, 1, 1)
     built = time.perf_counter() - started
     results = fuse_problem(problem, settings.methods, seed=settings.seed, family=family, keep=keep, progress=say)
     return {
@@ -60,7 +64,7 @@ def fuse(
         **results,
         "settings": settings.model_dump(mode="json"),
         "timing": {"models_and_data": built, "total": time.perf_counter() - started},
-        "versions": _versions(),
+        "versions": versions(*PACKAGES),
     }
 
 
@@ -90,41 +94,59 @@ def fuse_problem(
         ValueError: for whatever does not fit, in one sentence.
     """
     check_problem(problem)
-    family = family or open_module_family(problem.module, [task.model for task in problem.tasks])
+    family = family or open_module_family(problem.module, [task.source() for task in problem.tasks])
     _check_heads(problem)
     say = progress or (lambda phase, done, total: None)
+    record = _inputs(problem) if keep is not None else {}
     lines = []
     for name in [name for name in METHODS if getattr(methods, name) is not None]:
+        say(name, 0, 1)
         clock = time.perf_counter()
         context = Context(problem, family, seed, lambda done, total, name=name: say(name, done, total))
         fused = METHODS[name].run(context, getattr(methods, name))
         lines.append(_line(name, fused, time.perf_counter() - clock))
+        say(name, 1, 1)
         if keep is not None and fused.state is not None:
-            keep(name, problem, fused.state, fused.provenance, mean(fused.accuracy))
+            paper = METHODS[name].paper or CORE[name].paper
+            provenance = {**fused.provenance, "paper": paper, "accuracy": fused.accuracy, **record}
+            keep(name, problem, fused.state, provenance, mean(fused.accuracy))
     _normalise(lines)
     tasks = [_task(task) for task in problem.tasks]
     return {"tasks": tasks, "scalars": family.scalars, "methods": lines, "training": problem.training}
 
 
 def open_family_of(problem: FusionProblem, settings: FusionSettings, cache: Path) -> Family:
-    """The task vectors of a problem, in memory or in mapped files below the cache.
+    """The task vectors of a problem, in memory or in mapped files in the cache folder, which go with the process.
 
     Raises:
         ValueError: see :func:`merging.family.open_module_family`.
     """
-    models = [task.model for task in problem.tasks]
+    models = [task.source() for task in problem.tasks]
     if settings.vectors != "disk":
         return open_module_family(problem.module, models, dtype=getattr(torch, settings.vectors))
-    folder = cache / "vectors" / settings.name
-    folder.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
 
     def mapped(index: int, key: str, shape: torch.Size) -> Tensor:
         size = max(shape.numel(), 1)
-        path = folder / f"{index}-{key}.bin"
-        path.unlink(missing_ok=True)
-        return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32)[: shape.numel()].view(shape)
+        # The name goes at once, the space when nothing maps the file any more: nothing is left, even after a kill.
+        with tempfile.NamedTemporaryFile(dir=cache, prefix=".vector-") as file:
+            vector = torch.from_file(file.name, shared=True, size=size, dtype=torch.float32)
+        return vector[: shape.numel()].view(shape)
 
     return open_module_family(problem.module, models, allocate=mapped)
+
+
+def _inputs(problem: FusionProblem) -> dict[str, Any]:
+    """What every merged model's provenance says of where it comes from: names, files with their sha256, versions."""
+    origins = [problem.origin or Origin("the pretrained model"), *(task.origin or Origin("") for task in problem.tasks)]
+    hashes = hash_files(file for origin in origins for file in origin.files)
+    base, *models = [{"name": origin.name, "files": describe_files(origin.files, hashes)} for origin in origins]
+    return {
+        "base": base,
+        "models": [{"task": task.name, **model} for task, model in zip(problem.tasks, models)],
+        "heads": problem.heads,
+        "versions": versions(*PACKAGES),
+    }
 
 
 def _check_heads(problem: FusionProblem) -> None:
@@ -155,13 +177,13 @@ def _line(name: str, fused: Fused, seconds: float) -> dict[str, Any]:
 
 
 def _normalise(lines: list[dict[str, Any]]) -> None:
-    """Accuracy over that of the task's own model; ``None`` where that is 0 or was not measured."""
+    """Accuracy over that of the task's own model; ``None``, and not in the mean, where that is 0 or not measured."""
     own = next((line["accuracy"] for line in lines if line["method"] == "individual"), {})
     for line in lines:
         ratios = {task: value / own[task] if own.get(task) else None for task, value in line["accuracy"].items()}
         line["normalised"] = ratios
         known = [value for value in ratios.values() if value is not None]
-        line["average_normalised"] = sum(known) / len(known) if len(known) == len(ratios) else None
+        line["average_normalised"] = sum(known) / len(known) if known else None
 
 
 def _task(task: FusionTask) -> dict[str, Any]:
@@ -180,13 +202,3 @@ def _largest_class(task: FusionTask) -> float | None:
     if task.metric != "accuracy":
         return None
     return max(Counter(task.test.labels).values()) / len(task.test.labels)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("duet-detection", "torch", "transformers", "safetensors"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

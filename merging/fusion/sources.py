@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from merging.checks import known
+from merging.checks import known, number
 from merging.fusion.config import FusionSettings
 from merging.fusion.embedded_pictures import embedded_pictures
 from merging.fusion.embedded_texts import embedded_texts
@@ -43,8 +43,15 @@ def build_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     """
     known("kind", settings.kind, [*EMBEDDED, *SOURCES])
     if settings.kind in SOURCES:
+        if not Path(settings.root).expanduser().is_dir():
+            raise FileNotFoundError(f"root: {settings.root}: no such folder")
         return SOURCES[settings.kind](settings, cache)
     build = EMBEDDED[settings.kind]
-    for name in settings.options:
-        known(f"option of {settings.kind}", name, set(inspect.signature(build).parameters) - {"seed", "cache"})
+    defaults = {name: given.default for name, given in inspect.signature(build).parameters.items()}
+    for name, value in settings.options.items():
+        known(f"option of {settings.kind}", name, defaults.keys() - {"seed", "cache"})
+        if isinstance(defaults[name], int) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"options.{name}: expected a whole number from 1 on, found {value!r}")
+        if isinstance(defaults[name], float):
+            number(name, value, low=0.0)
     return build(seed=settings.seed, cache=cache, **settings.options)

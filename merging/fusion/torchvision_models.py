@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from merging.checks import known
+from merging.checks import known, nearest
 from merging.fusion.config import FusionSettings, TaskSettings
 from merging.fusion.data import task_classes, task_samples
-from merging.fusion.problem import FusionProblem, FusionTask, Inside
+from merging.fusion.problem import FusionProblem, FusionTask, Inside, Origin
 from merging.opening import open_model
 from merging.result import State
 
@@ -40,13 +40,17 @@ def torchvision_problem(settings: FusionSettings, cache: Path) -> FusionProblem:
     for name in settings.options:
         known("option of torchvision", name, ("architecture",))
     architecture = str(settings.options.get("architecture", ""))
-    known("torchvision architecture", architecture, torchvision.models.list_models())
+    if architecture not in torchvision.models.list_models():
+        hint = nearest(architecture, torchvision.models.list_models())
+        raise ValueError(f"unknown torchvision architecture '{architecture}' in options.architecture{hint}")
     pretrained = _state(settings.path(str(settings.pretrained)))
     backbone, head = _without_head(torchvision.models.get_model(architecture, weights=None))
     _load(backbone, {key: pretrained[key] for key in pretrained if not key.startswith(head + ".")}, "pretrained")
     collate = _collate(settings.image_size or 224)
     tasks = [_task(settings, task, architecture, head, collate) for task in settings.tasks]
-    return FusionProblem(backbone.eval(), tuple(tasks), _save, {})
+    origin = Origin.at(str(settings.pretrained), settings.path(str(settings.pretrained)))
+    heads = f"left out: add the tensors under '{head}.' of a task's own state dict"
+    return FusionProblem(backbone.eval(), tuple(tasks), _save, {}, origin, heads)
 
 
 def _task(settings: FusionSettings, task: TaskSettings, architecture: str, head: str, collate: Any) -> FusionTask:
@@ -63,7 +67,8 @@ def _task(settings: FusionSettings, task: TaskSettings, architecture: str, head:
     own = {key: tensor for key, tensor in state.items() if key.startswith(head + ".")}
     _load(getattr(whole, head), {key.removeprefix(head + "."): tensor for key, tensor in own.items()}, task.name)
     model = {key: tensor for key, tensor in state.items() if key not in own}
-    return FusionTask(task.name, classes, model, Inside.stripped(whole, ""), *task_samples(settings, task, collate))
+    sets, origin = task_samples(settings, task, collate), Origin.at(task.model, path)
+    return FusionTask(task.name, classes, model, Inside.stripped(whole, ""), *sets, origin=origin)
 
 
 def _without_head(module: nn.Module) -> tuple[nn.Module, str]:
@@ -85,8 +90,10 @@ def _load(module: nn.Module, state: State, what: str) -> None:
 
 
 def _state(path: Path) -> dict[str, Tensor]:
+    """A state dict in float32, its counters as they are."""
     source = open_model(path, str(path))
-    return {key: source.read(key, 0, spec.numel).view(spec.shape).clone() for key, spec in source.specs.items()}
+    state = {key: source.read(key, 0, spec.numel).view(spec.shape) for key, spec in source.specs.items()}
+    return {key: tensor.float() if tensor.is_floating_point() else tensor.clone() for key, tensor in state.items()}
 
 
 def _collate(side: int) -> Any:
