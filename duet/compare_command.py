@@ -25,7 +25,8 @@ def compare(
     seed: Annotated[list[int] | None, typer.Option(help="In place of its seeds; may be repeated.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that the series' relative paths start from.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="For every run, e.g. train.epochs=8.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="For every run: keys of train and evaluation, and loggers."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time; by default what the cores or devices allow.")
@@ -114,9 +115,11 @@ def _show_cells(cells: list, records: dict) -> None:
 
 def _for_every_run(assignments: dict[str, Any]) -> dict[str, Any]:
     """The ``--set`` values as keys of a grid."""
-    other = [key for key in assignments if key not in ("train", "evaluation")]
+    other = [key for key in assignments if key not in ("train", "evaluation", "loggers")]
     if other:
-        raise InputError(f"--set {other[0]}: a comparison sets keys of train and evaluation; methods stand in its file")
+        raise InputError(
+            f"--set {other[0]}: a comparison sets keys of train and evaluation, and loggers; methods stand in its file"
+        )
     return assignments
 
 

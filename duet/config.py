@@ -117,7 +117,11 @@ class PseudoLabelSettings(Section):
 
     confidence: Annotated[Share, Field(description="smallest score of a detection that becomes a label")] = 0.5
     overlap: Annotated[
-        Share, Field(description="largest IoU that it may have with a box of the new classes' ground truth")
+        Share,
+        Field(
+            description="largest share of the smaller box that it may have in common with a box of the new classes' "
+            "ground truth"
+        ),
     ] = 0.3
 
 

@@ -39,7 +39,7 @@ from duet.results import stage_entry
 from duet.run_outputs import RunOutputs, example_detections
 from duet.shared_training import SharedTrainer
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
-from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled
+from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled, pseudo_score
 from duet.state import RunState, digest_of, only_user, write_json, write_text
 from duet.uncertainty import REFERENCE_FILE
 from duet.way_on import way_on
@@ -201,7 +201,9 @@ class Learner:
             evaluation, size = self.config.evaluation, self.config.train.image_size
             trained = pseudo_labelled(images, previous, classes, method.pseudo_labels, evaluation, size)
             write_json(folder / "pseudo-labels.json", count_pseudo_labels(trained))
-            sample_page(trained, self.series.classes_until(task), folder / "pseudo-labels.png", PSEUDO_SAMPLES)
+            note = "solid: labels of the new classes · dashed: pseudo-labels of old classes, with their score"
+            known = self.series.classes_until(task)
+            sample_page(trained, known, folder / "pseudo-labels.png", PSEUDO_SAMPLES, scores=pseudo_score, note=note)
         if method.exemplars is not None:
             earlier = [(item.domain, item.classes) for item in self.series.tasks[: task - 1]]
             kept = {domain: self.domains[domain].train() for domain, _ in earlier}

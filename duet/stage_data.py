@@ -11,9 +11,8 @@ import numpy as np
 from duet.config import EvaluationSettings, ExemplarSettings, PseudoLabelSettings
 from duet.datasets.images import LabelledImage
 from duet.detectors.base import Detections, Detector
-from duet.evaluation.run import box_iou
 
-PSEUDO = "pseudo-label"
+PSEUDO = "pseudo-label"  # what the line of one begins with; its score follows
 
 
 def own_labels(images: Sequence[LabelledImage], classes: Sequence[str]) -> list[LabelledImage]:
@@ -41,7 +40,7 @@ def pseudo_labelled(
         image_size: side of the teacher's input.
 
     Returns:
-        One entry per image, in their order; a pseudo-label's line says ``pseudo-label``.
+        One entry per image, in their order; a pseudo-label's line says ``pseudo-label 0.87`` with its score.
     """
     found = dict(teacher.predict([image.path for image in images], image_size, evaluation))
     return [_with_detections(image, found[image.path], settings) for image in own_labels(images, classes)]
@@ -75,8 +74,28 @@ def exemplars(
 
 def count_pseudo_labels(images: Sequence[LabelledImage]) -> dict[str, int]:
     """How many pseudo-labels of each class there are."""
-    names = [name for image in images for name, line in zip(image.labels, image.lines) if line == PSEUDO]
+    names = [
+        name for image in images for name, line in zip(image.labels, image.lines) if pseudo_score(line) is not None
+    ]
     return dict(sorted(Counter(names).items()))
+
+
+def pseudo_score(line: str) -> float | None:
+    """The score of a pseudo-label by its line; None for a label that was read from a file."""
+    name, _, score = line.rpartition(" ")
+    return float(score) if name == PSEUDO else None
+
+
+def _covered(box_xyxy: np.ndarray, others_xyxy: np.ndarray) -> float:
+    """The largest share of the smaller box that one box has in common with another; 1 where one holds the other.
+
+    Unlike the IoU it is large for a box around a whole picture, and for a part of a labelled object.
+    """
+    if not len(others_xyxy):
+        return 0.0
+    sides = np.minimum(box_xyxy[2:], others_xyxy[:, 2:]) - np.maximum(box_xyxy[:2], others_xyxy[:, :2])
+    own, theirs = np.prod(box_xyxy[2:] - box_xyxy[:2]), np.prod(others_xyxy[:, 2:] - others_xyxy[:, :2], axis=1)
+    return float((np.prod(sides.clip(min=0), axis=1) / np.minimum(own, theirs).clip(min=1e-9)).max())
 
 
 def _with_detections(image: LabelledImage, found: Detections, settings: PseudoLabelSettings) -> LabelledImage:
@@ -84,7 +103,7 @@ def _with_detections(image: LabelledImage, found: Detections, settings: PseudoLa
         position
         for position, box in enumerate(found.boxes_xyxy)
         if found.scores[position] >= settings.confidence
-        and box_iou(box, image.boxes_xyxy).max(initial=0.0) <= settings.overlap
+        and _covered(box, image.boxes_xyxy) <= settings.overlap
         and (box[2:] > box[:2]).all()
     ]
     if not keep:
@@ -95,7 +114,7 @@ def _with_detections(image: LabelledImage, found: Detections, settings: PseudoLa
         image,
         boxes_xyxy=boxes,
         labels=(*image.labels, *(found.labels[position] for position in keep)),
-        lines=(*image.lines, *(PSEUDO for _ in keep)),
+        lines=(*image.lines, *(f"{PSEUDO} {found.scores[position]:.2f}" for position in keep)),
         difficult=np.concatenate([image.difficult, none]),
         crowd=np.concatenate([image.crowd, none]),
     )

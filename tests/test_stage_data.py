@@ -9,7 +9,7 @@ from duet.committee import Committee
 from duet.config import EvaluationSettings, ExemplarSettings, PseudoLabelSettings
 from duet.datasets.images import LabelledImage
 from duet.detectors.base import Detections
-from duet.stage_data import PSEUDO, count_pseudo_labels, exemplars, own_labels, pseudo_labelled
+from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled, pseudo_score
 
 
 def image(name, *boxes):
@@ -47,11 +47,21 @@ def test_sure_detections_that_touch_no_new_object_become_labels():
     first, second = labelled(images, found, confidence=0.5, overlap=0.3)
     assert first.labels == ("new", "old", "older")  # the third is unsure, the second lies on a new object
     assert first.boxes_xyxy[1].tolist() == [50, 50, 61, 60]
-    assert first.lines == ("a, line 0", PSEUDO, PSEUDO)
+    assert first.lines == ("a, line 0", "pseudo-label 0.90", "pseudo-label 0.80")
+    assert [pseudo_score(line) for line in first.lines] == [None, 0.9, 0.8]
     assert second.labels == ()
     assert count_pseudo_labels([first, second]) == {"old": 1, "older": 1}
     strict, _ = labelled(images, found, confidence=0.5, overlap=0.0)
     assert strict.labels == ("new", "old")
+
+
+@pytest.mark.parametrize("box", [(0, 0, 100, 100), (42, 42, 47, 47), (45, 45, 75, 75)])
+def test_a_box_that_holds_a_new_object_or_lies_in_one_is_no_label(box):
+    images = [image("a", ("new", (40, 40, 60, 60)))]  # the IoU is at most 0.21
+    (only,) = labelled(images, {"a": ([box], [0.9], ["old"])})
+    assert only.labels == ("new",)
+    (kept,) = labelled(images, {"a": ([box], [0.9], ["old"])}, overlap=1.0)
+    assert kept.labels == ("new", "old")
 
 
 def test_a_detection_without_area_is_no_label():

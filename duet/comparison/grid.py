@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from duet.config import RunConfig, Section, overlay, validate
 from duet.documents import read_yaml
@@ -24,6 +24,24 @@ from duet.paths import data_folder
 from duet.resolve import resolve_config
 
 OWN_MERGER = "own"
+
+
+def _folder_name(value: str) -> str:
+    if not re.fullmatch(r"[^./\\\s][^/\\\n]*", value):
+        raise ValueError(f"expected a name without slashes that does not begin with a dot, found {value!r}")
+    return value
+
+
+def _several(value: Any) -> Any:
+    """A list, each item once; a single text stands for a list of it."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"expected a list such as [{value!r}], found {value!r}")
+    twice = next((item for place, item in enumerate(value) if item in value[:place]), None)
+    if twice is not None:
+        raise ValueError(f"names {twice!r} twice")
+    return tuple(value)
 
 
 class MethodEntry(Section):
@@ -38,13 +56,20 @@ class MethodEntry(Section):
 class Grid(Section):
     """What is compared."""
 
-    name: Annotated[str, Field(min_length=1)] = "comparison"
-    series: Annotated[tuple[str, ...], Field(min_length=1)] = ("demo",)
+    name: Annotated[str, AfterValidator(_folder_name)] = "comparison"
+    series: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("demo",)
     root: str | None = None
-    detectors: Annotated[tuple[str, ...], Field(min_length=1)] = ("yolo11n",)
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    detectors: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("yolo11n",)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_several), Field(min_length=1)] = (0,)
     methods: Annotated[tuple[MethodEntry, ...], Field(min_length=1)]
-    mergers: Annotated[tuple[str, ...], Field(min_length=1, description="`own` is the method's own")] = (OWN_MERGER,)
+    mergers: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_several),
+        Field(min_length=1, description="`own` is the method's own"),
+    ] = (OWN_MERGER,)
+    loggers: Annotated[
+        tuple[str, ...], BeforeValidator(_several), Field(description="as in a run's configuration")
+    ] = ()
     train: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, Any] = Field(default_factory=dict)
 
@@ -200,6 +225,8 @@ def _resolved(grid: Grid, series: str, detector: str, entry: MethodEntry, seed: 
     if str(train.get("device", "cpu")) == "cpu":
         train = {"threads": 1, **train}
     values = {"method": entry.method, "train": train, "evaluation": overlay(grid.evaluation, entry.evaluation)}
+    if grid.loggers:
+        values["loggers"] = list(grid.loggers)
     try:
         config = resolve_config(None, options, values)
         if config.train.process_count > 1:

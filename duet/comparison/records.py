@@ -95,9 +95,21 @@ def read_record(out: Path, cell: Cell) -> CellRecord:
             f"{files.run}: was run with another configuration than the grid says now; choose another --out, or delete "
             f"it and {files.record}"
         )
-    if status == "finished" and not (files.run / "results.json").is_file():
+    return _finished(files.run, cell.config, ended) if status == "finished" else ended
+
+
+def _finished(run: Path, config: RunConfig, ended: CellRecord) -> CellRecord:
+    """The record of a finished cell by what its run folder holds now; what can be made again is pending."""
+    from duet.uncertainty import lacks_intervals
+
+    if not (run / "results.json").is_file():
         return CellRecord("pending")
-    return ended
+    try:
+        results = read_json(run / "results.json")
+    except InputError as error:
+        return CellRecord("failed", f"{error}; --retry-failed writes it again from the stages")
+    detections = any(run.glob("stages/*/detections.safetensors"))
+    return CellRecord("pending") if detections and lacks_intervals(results, run, config.evaluation.bootstrap) else ended
 
 
 def write_record(record: Path, config: RunConfig, status: Status, error: str = "", log: Path | None = None) -> None:

@@ -154,6 +154,7 @@ def _ended(cell: Cell, out: Path, code: int) -> CellRecord:
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     if code == STOPPED:
         how = "was stopped"
-    error = f"the process {how}"
+    during = read_progress(files.progress).get("title")
+    error = f"the process {how}{f' during {during!r}' if during else ''}; its log is {files.log}"
     write_record(files.record, cell.config, "failed", error, files.log)
     return CellRecord("failed", error, log_tail(files.log))

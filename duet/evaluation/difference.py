@@ -10,12 +10,14 @@ The first term is the part of training and gets smaller with more seeds; the sec
 all seeds since they share the images, and does not. For a difference x_i is first minus second with the same seed
 on the same resample, so whatever both have in common cancels.
 
+The interval is SE times Student's quantile at ν = (n − 1) · (SE² / (s²/n))² degrees of freedom (Welch–Satterthwaite,
+the part of the images taken as known): n − 1 where the seeds rule, the normal quantile where the images do.
+
 Assumptions: seeds are independent draws; a mean over seeds is about normal; seed and test images add up. Where they
-interact, the interaction is in both terms, and the interval is a little too wide rather than too narrow. Student's
-quantile at n − 1 degrees of freedom is exact when the first term rules, and too wide when the second does (with few
-seeds). With one seed there is no s²: the interval is that of the bootstrap with the normal quantile, holds for these
-two trained detectors only, and says nothing of another training. Comparisons are taken one by one: of twenty true
-nulls one is expected outside a 95 % interval.
+interact, the interaction is in both terms, and the interval is a little too wide rather than too narrow. With one seed
+there is no s²: the interval is the bootstrap's own percentile interval, as the run reports it; it holds for these
+trained detectors only, and says nothing of another training. Comparisons are taken one by one: of twenty true nulls
+one is expected outside a 95 % interval.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import t
 
 LEVEL = 0.95
 REPLICATES_FILE = "bootstrap.safetensors"  # of a run folder: (B,) by metric/index
@@ -90,11 +92,16 @@ def mean_over_seeds(
     images = float(kept.mean(axis=0).var(ddof=1)) if kept.shape[1] > 1 else None
     if sd is None and images is None:
         return SeedMean(mean, None, 1, None, None, None, "nothing", absent)
-    error = math.sqrt((sd or 0.0) ** 2 / len(seeds) + (images or 0.0))
     tail = 0.5 + level / 2
-    half = error * float(norm.ppf(tail) if sd is None else t.ppf(tail, len(seeds) - 1))
-    basis: Basis = "images" if sd is None else "seeds" if images is None else "seeds and images"
-    return SeedMean(mean, sd, len(seeds), error, mean - half, mean + half, basis, absent)
+    if sd is None:
+        low, high = np.quantile(kept[0], [1 - tail, tail]).tolist()
+        return SeedMean(mean, None, 1, math.sqrt(images), low, high, "images", absent)
+    of_seeds = sd**2 / len(seeds)
+    variance = of_seeds + (images or 0.0)
+    freedom = (len(seeds) - 1) * (variance / of_seeds) ** 2 if of_seeds > 0 else math.inf
+    half = math.sqrt(variance) * float(t.ppf(tail, freedom))
+    basis: Basis = "seeds" if images is None else "seeds and images"
+    return SeedMean(mean, sd, len(seeds), math.sqrt(variance), mean - half, mean + half, basis, absent)
 
 
 def paired_difference(

@@ -54,6 +54,7 @@ class Estimate:
         low: lower end of the interval (duet.evaluation.difference); None without replicates over test images.
         high: upper end.
         values: one per seed of the row, None where it has none.
+        absent: resamples without a value, which the interval leaves out.
     """
 
     mean: float
@@ -61,6 +62,7 @@ class Estimate:
     low: float | None
     high: float | None
     values: tuple[float | None, ...]
+    absent: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def estimate(samples: Samples) -> Estimate | None:
     found = mean_over_seeds(values, replicates, LEVEL)
     # Of the seeds alone there is the standard deviation: an interval always has the test images in it.
     low, high = (None, None) if "images" not in found.basis else (found.low, found.high)
-    return Estimate(found.mean, found.sd, low, high, samples.values)
+    return Estimate(found.mean, found.sd, low, high, samples.values, found.absent)
 
 
 def paired_difference(first: tuple[str, Samples], second: tuple[str, Samples]) -> Difference | None:

@@ -274,8 +274,9 @@ def _pictures(block: ComparedBlock, scene: ComparedScene) -> list[Picture]:
     """The ground truth, then every method in the table's order."""
     classes = block.sample["series"]["classes"] if block.sample else []
     colours = class_colours(classes)
-    truth = draw_truth(scene.image_rgb, scene.ground_truth, colours, _SCENE_PIXELS)
-    objects = len(scene.ground_truth)
+    wanted = [box for box in scene.ground_truth if box.label in colours]  # a picture may show classes of no task
+    truth = draw_truth(scene.image_rgb, wanted, colours, _SCENE_PIXELS)
+    objects = len(wanted)
     pictures = [embedded_picture(truth, "Ground truth", f"{objects} object{'' if objects == 1 else 's'}")]
     for line in table_lines(block):
         if line.kind != "published" and line.label in scene.found:

@@ -23,6 +23,7 @@ _CSV_HEAD = ("series", "detector", "label", "kind", "status", "seed", "metric", 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
+    **{"|": r"\textbar{}", "−": "$-$"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "±": r"$\pm$", "·": r"\textperiodcentered{}"},
 }
 
@@ -86,6 +87,18 @@ def failure_lines(block: ComparedBlock) -> list[str]:
     return lines
 
 
+def absent_lines(block: ComparedBlock) -> list[str]:
+    """One line per shown index that has no value on some resamples of the test images; its interval is without them."""
+    lines = []
+    for row in block.rows:
+        for name in COLUMNS:
+            found = row.indices["map50"][name.key]
+            if found is not None and found.absent and estimate_interval(found):
+                count = f"{found.absent} resample{'' if found.absent == 1 else 's'}"
+                lines.append(f"{row.label}, {name.title}: {count} without a value, left out of the interval")
+    return lines
+
+
 def block_title(block: ComparedBlock) -> str:
     """Such as ``demo · yolo11n · reference joint``."""
     references = " and ".join(block.references)
@@ -104,7 +117,8 @@ def _terminal_block(block: ComparedBlock) -> Group:
     _add_rows(table, block.upper_bounds, {})
     table.caption = escape(" · ".join(f"{row.label}: {KIND_NOTES[row.kind]}" for row in block.upper_bounds)) or None
     failures = [f"[red]{escape(line)}[/]" for line in failure_lines(block)]
-    return Group(table, *failures, escape(verdict_of(block).sentence), "")
+    absent = [escape(line) for line in absent_lines(block)]
+    return Group(table, *failures, *absent, escape(verdict_of(block).sentence), "")
 
 
 def _add_rows(table: Table, rows: Sequence[ComparedRow], best: Mapping[str, str | None]) -> None:
@@ -160,11 +174,13 @@ def _markdown_block(block: ComparedBlock) -> str:
     failures = failure_lines(block)
     if failures:
         lines += ["", "```", *failures, "```"]
+    for line in absent_lines(block):
+        lines += ["", _markdown(line)]
     return "\n".join([*lines, "", _markdown(verdict_of(block).sentence), ""])
 
 
 def _markdown(text: str) -> str:
-    special = "\\`*_{}[]<>#|"
+    special = "\\`*_{}[]<>#|$"
     return "".join(f"\\{character}" if character in special else character for character in text)
 
 
@@ -191,7 +207,7 @@ def _latex_block(block: ComparedBlock) -> str:
 def _latex_row(row: ComparedRow, best: Mapping[str, str | None]) -> str:
     cells = []
     for name in COLUMNS:
-        text = latex_escape(spread_text(row.indices["map50"][name.key], name))
+        text = latex_escape(spread_text(row.indices["map50"][name.key], name).replace("-", "−"))
         cells.append(f"\\textbf{{{text}}}" if best.get(name.key) == row.label else text)
     note = f" ({KIND_NOTES[row.kind]})" if KIND_NOTES[row.kind] else ""
     return " & ".join((latex_escape(row.label) + note, *cells)) + " \\\\"

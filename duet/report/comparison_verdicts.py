@@ -49,7 +49,7 @@ def verdict_of(block: ComparedBlock, metric: Metric = "map50") -> Verdict:
     index = _NAMES["overall"] if best_label(block.rivals, "overall", metric) else MEAN_MAP
     label = best_label(block.rivals, index.key, metric)
     if label is None:
-        return Verdict(index, None, (), "No exemplar-free method has finished yet: there is nothing to judge.")
+        return Verdict(index, None, (), "No exemplar-free method has finished: there is nothing to judge.")
     rows = ranked(block.rivals, index.key, metric)
     leader, others = rows[0], rows[1:]
     found = [_difference(leader, other, index.key, metric) for other in others]

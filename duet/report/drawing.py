@@ -128,12 +128,16 @@ def class_colours(classes: Sequence[str]) -> dict[str, str]:
 
 
 def draw_truth(image_rgb: np.ndarray, boxes: Sequence[DrawnBox], colours: Mapping[str, str], size: int) -> Image.Image:
-    """The picture, its longer side ``size`` pixels (cubic), with the true boxes and class names."""
+    """The picture, its longer side ``size`` pixels (cubic), with the true boxes and class names.
+
+    Boxes with a score are no truth but what a model found: they are dashed, and their score is named.
+    """
     canvas = _Canvas(image_rgb, size)
     for box in _large_first(boxes):
-        canvas.solid(box, colours.get(box.label, _MISSED_WHITE))
+        colour = colours.get(box.label, _MISSED_WHITE)
+        canvas.solid(box, colour) if box.score is None else canvas.dashed(box, colour, dash=6, gap=5)
     for box in _large_first(boxes):
-        canvas.tag(box, box.label, colours.get(box.label, _MISSED_WHITE))
+        canvas.tag(box, f"{box.label} {_score(box)}".strip(), colours.get(box.label, _MISSED_WHITE))
     return canvas.image
 
 

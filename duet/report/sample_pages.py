@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -28,6 +28,8 @@ def sample_page(
     count: int = 12,
     columns: int = 4,
     seed: int = 0,
+    scores: Callable[[str], float | None] = lambda line: None,
+    note: str = "",
 ) -> int:
     """Draw some images of a split, chosen by a seed; those with boxes first.
 
@@ -38,6 +40,8 @@ def sample_page(
         count: how many at most.
         columns: pictures side by side.
         seed: of the choice.
+        scores: from a box's line to the score of what is no truth but was found; such a box is dashed.
+        note: a line above the pictures.
 
     Returns:
         How many were drawn.
@@ -51,7 +55,8 @@ def sample_page(
     ranked = sorted(order.tolist(), key=lambda position: not images[position].labels)
     chosen = [images[position] for position in ranked[:count]]
     colours = class_colours(classes)
-    page = contact_sheet([_drawn(image, colours) for image in chosen], columns)
+    page = contact_sheet([_drawn(image, colours, scores) for image in chosen], columns)
+    page = _headed(page, note) if note else page
     write_atomic(path, lambda temporary: page.save(temporary, "PNG", optimize=True))
     return len(chosen)
 
@@ -89,6 +94,13 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = _GAP
     return sheet
 
 
+def _headed(page: Image.Image, note: str) -> Image.Image:
+    sheet = Image.new("RGB", (page.width, page.height + 24), _PAPER)
+    sheet.paste(page, (0, 24))
+    ImageDraw.Draw(sheet).text((_GAP, 6), note, fill="#333333", font=ImageFont.load_default(size=14))
+    return sheet
+
+
 def _named(picture: Image.Image, name: str) -> Image.Image:
     font = ImageFont.load_default(size=13)
     sheet = Image.new("RGB", (picture.width, picture.height + 20), _PAPER)
@@ -97,10 +109,11 @@ def _named(picture: Image.Image, name: str) -> Image.Image:
     return sheet
 
 
-def _drawn(image: LabelledImage, colours: dict[str, str]) -> Image.Image:
+def _drawn(image: LabelledImage, colours: dict[str, str], scores: Callable[[str], float | None]) -> Image.Image:
+    parts = zip(image.boxes_xyxy.tolist(), image.labels, image.ignored.tolist(), image.lines)
     boxes = [
-        DrawnBox(tuple(box), f"{label} (ignored)" if ignored else label)
-        for box, label, ignored in zip(image.boxes_xyxy.tolist(), image.labels, image.ignored.tolist())
+        DrawnBox(tuple(box), f"{label} (ignored)" if ignored else label, scores(line))
+        for box, label, ignored, line in parts
     ]
     known = {**colours, **{f"{name} (ignored)": colour for name, colour in colours.items()}}
     return draw_truth(read_bgr(image.path)[..., ::-1], boxes, known, _CELL)

@@ -80,6 +80,12 @@ def test_cells_of_other_seeds_or_series_do_not_train_alike(make_cells):
     assert cells_that_train_alike(make_cells(methods=["duet"], seeds=[0, 1])) == frozenset()
 
 
+def test_a_single_text_stands_for_a_list_of_it_and_loggers_reach_every_run(make_cells):
+    (cell,) = make_cells(methods=["duet"], detectors="fcos-tiny", loggers="tensorboard")
+    assert cell.detector == "fcos-tiny" and cell.config.loggers == ("tensorboard",)
+    assert cell.config.deciding() == make_cells(methods=["duet"], detectors="fcos-tiny")[0].config.deciding()
+
+
 def test_changes_replace_the_grids_keys(write_grid):
     path = write_grid(methods=["duet"], train={"epochs": 3, "batch": 4})
     grid = read_grid(str(path), {"seeds": [7], "train": {"epochs": 5}})
@@ -109,6 +115,10 @@ def test_the_shipped_demo_compares_every_method_three_times():
         ({"methods": [{"label": "x", "method": {"name": "duet", "tower": "old"}}]}, "unknown key 'tower'"),
         ({"methods": ["duet", "duet"]}, "two cells are called"),
         ({"methods": ["duet"], "seeds": [-1]}, "key 'seeds.0' is -1"),
+        ({"methods": ["duet"], "seeds": [0, 1, 0]}, "names 0 twice"),
+        ({"methods": ["duet"], "seeds": 3}, "expected a list such as [3]"),
+        ({"methods": ["duet"], "name": "../out"}, "without slashes"),
+        ({"methods": ["duet"], "loggers": ["tensorbord"]}, "tensorbord"),
         ({"methods": ["duet"], "seed": [0]}, "unknown key 'seed'; did you mean 'seeds'"),
         ({"methods": ["duet"], "mergers": ["tie"]}, "tie"),
         ({"methods": ["duet"], "series": ["nowhere"]}, "nowhere"),

@@ -1,5 +1,7 @@
 """Which cells run: finished ones never again, failed ones on request, shared trainings made once."""
 
+import json
+
 import pytest
 
 from duet.comparison.records import cell_files, read_record, write_record
@@ -39,6 +41,33 @@ def test_a_finished_record_without_its_run_is_run_again(cells, make_engine, tmp_
     assert names(engine.started) == [cells[0].name]
 
 
+def test_damaged_results_are_that_cells_failure_and_no_other(cells, make_engine, tmp_path):
+    run_cells(cells, tmp_path / "out", make_engine(), Display())
+    path = cell_files(tmp_path / "out", cells[0].name).run / "results.json"
+    path.write_text('{"stages": [')
+    engine = make_engine()
+    records = run_cells(cells, tmp_path / "out", engine, Display())
+    assert engine.started == [] and [records[cell.name].status for cell in cells[1:]] == ["finished"] * 3
+    assert "results.json, line 1: not JSON" in records[cells[0].name].error
+    assert "--retry-failed" in records[cells[0].name].error
+    run_cells(cells, tmp_path / "out", engine, Display(), retry_failed=True)
+    assert names(engine.started) == [cells[0].name]
+
+
+def test_a_finished_cell_without_the_intervals_that_are_asked_for_gets_them(cells, make_engine, tmp_path):
+    run_cells(cells[:1], tmp_path / "out", make_engine(), Display())
+    run = cell_files(tmp_path / "out", cells[0].name).run
+    resamples = cells[0].config.evaluation.bootstrap
+    assert read_record(tmp_path / "out", cells[0]).status == "finished"  # it kept no detections to make them of
+    (run / "stages" / "2").mkdir(parents=True)
+    (run / "stages" / "2" / "detections.safetensors").write_text("")
+    assert read_record(tmp_path / "out", cells[0]).status == "pending"
+    (run / "bootstrap.safetensors").write_text("")
+    for count, status in ((resamples, "finished"), (resamples + 1, "pending")):
+        (run / "results.json").write_text(json.dumps({"intervals": {"resamples": count}}))
+        assert read_record(tmp_path / "out", cells[0]).status == status
+
+
 def test_a_damaged_record_is_no_reason_to_lose_the_run(cells, make_engine, tmp_path):
     run_cells(cells[:1], tmp_path / "out", make_engine(), Display())
     cell_files(tmp_path / "out", cells[0].name).record.write_text("{")
@@ -54,7 +83,8 @@ def test_a_crash_leaves_its_last_lines_and_the_others_run_on(cells, make_engine,
     engine = make_engine(codes={cells[0].name: -9})
     records = run_cells(cells, tmp_path / "out", engine, Display())
     failed = records[cells[0].name]
-    assert failed.status == "failed" and failed.error == "the process was ended by signal 9"
+    assert failed.status == "failed" and failed.error.startswith("the process was ended by signal 9")
+    assert failed.error.endswith(f"; its log is {log}")
     assert failed.log_tail == tuple(f"line {number}" for number in range(85, 100))
     assert [records[cell.name].status for cell in cells[1:]] == ["finished"] * 3
     assert read_record(tmp_path / "out", cells[0]) == failed
@@ -64,7 +94,7 @@ def test_failed_cells_run_again_only_on_request(cells, make_engine, tmp_path):
     run_cells(cells, tmp_path / "out", make_engine(codes={cells[1].name: 3}), Display())
     engine = make_engine()
     records = run_cells(cells, tmp_path / "out", engine, Display())
-    assert engine.started == [] and records[cells[1].name].error == "the process ended with exit code 3"
+    assert engine.started == [] and "the process ended with exit code 3;" in records[cells[1].name].error
     records = run_cells(cells, tmp_path / "out", engine, Display(), retry_failed=True)
     assert names(engine.started) == [cells[1].name] and records[cells[1].name].status == "finished"
 

@@ -14,12 +14,13 @@ FINITE = st.floats(-1, 1, allow_nan=False, width=32)
 
 
 def test_a_mean_over_three_seeds_by_hand():
-    # s² = 0.01, s²/3 = 1/300; the mean of the rows is 0.5, 0.6, 0.7: variance 0.01. t(0.975, 2) = 4.302653.
+    # s² = 0.01, s²/3 = 1/300; the mean of the rows is 0.5, 0.6, 0.7: variance 0.01.
+    # ν = 2 · (4/300 / (1/300))² = 32. t(0.975, 32) = 2.036933.
     rows = [np.array([0.4, 0.6, 0.8]), np.array([0.5, 0.5, 0.5]), np.array([0.6, 0.7, 0.8])]
     found = mean_over_seeds([0.5, 0.6, 0.7], rows)
     error = math.sqrt(0.01 / 3 + 0.01)
     assert (found.mean, found.sd, found.standard_error) == pytest.approx((0.6, 0.1, error))
-    assert (found.low, found.high) == pytest.approx((0.6 - 4.302653 * error, 0.6 + 4.302653 * error), abs=1e-6)
+    assert (found.low, found.high) == pytest.approx((0.6 - 2.036933 * error, 0.6 + 2.036933 * error), abs=1e-6)
     assert (found.seeds, found.basis, found.absent) == (3, "seeds and images", 0)
 
 
@@ -31,9 +32,17 @@ def test_without_replicates_the_seeds_alone_are_students():
     assert wide.low < found.low and wide.high > found.high
 
 
-def test_one_seed_has_the_bootstrap_alone_and_says_so():
-    found = mean_over_seeds([0.5], [np.array([0.4, 0.5, 0.6])])
-    assert (found.low, found.high) == pytest.approx((0.5 - 1.959964 * 0.1, 0.5 + 1.959964 * 0.1), abs=1e-6)
+def test_more_seeds_never_make_the_part_of_the_images_wider():
+    rows = np.random.default_rng(0).normal(0.5, 0.05, 1000)
+    one = mean_over_seeds([0.5], [rows])
+    for values in ([0.5, 0.501], [0.5, 0.501, 0.499]):
+        several = mean_over_seeds(values, [rows] * len(values))
+        assert several.high - several.low == pytest.approx(one.high - one.low, rel=0.1)
+
+
+def test_one_seed_has_the_percentiles_of_the_bootstrap_and_says_so():
+    found = mean_over_seeds([0.5], [np.append(np.linspace(0.0, 0.4, 21), np.linspace(0.5, 0.9, 20))])
+    assert (found.low, found.high) == pytest.approx((0.02, 0.9 - 0.4 / 19), abs=1e-9)  # the second and last but one
     assert (found.sd, found.basis) == (None, "images")
     nothing = mean_over_seeds([0.5])
     assert (nothing.low, nothing.high, nothing.standard_error, nothing.larger_than_noise) == (None,) * 4
@@ -60,8 +69,9 @@ def test_a_difference_by_hand_and_its_mirror():
     others = [np.array([0.5, 0.5, 0.5]), np.array([0.7, 0.7, 0.7])]  # differences' mean 0.15, 0.16, 0.17
     found = paired_difference(first, second, rows, others)
     error = math.sqrt(0.005 / 2 + 0.0001)
+    quantile = stats.t.ppf(0.975, (0.0026 / 0.0025) ** 2)  # one degree of freedom for the seeds
     assert (found.mean, found.standard_error) == pytest.approx((0.15, error))
-    assert (found.low, found.high) == pytest.approx((0.15 - 12.706205 * error, 0.15 + 12.706205 * error), abs=1e-6)
+    assert (found.low, found.high) == pytest.approx((0.15 - quantile * error, 0.15 + quantile * error), abs=1e-6)
     assert found.larger_than_noise is False
     mirror = paired_difference(second, first, others, rows)
     assert (mirror.mean, mirror.low, mirror.high) == pytest.approx((-0.15, -found.high, -found.low))

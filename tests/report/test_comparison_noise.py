@@ -25,9 +25,10 @@ def test_interval_needs_replicates_of_every_seed_with_a_value():
     assert estimate(samples([0.5, None], [DRAWS, None])).low is not None
     assert estimate(samples([0.5, 0.5], [DRAWS, None])).low is None
     assert estimate(samples([0.5, 0.5], [DRAWS, DRAWS[:2]])).low is None
-    # One seed: 1.96 times the replicates' deviation, 0.02.
+    # One seed: the replicates' percentiles, 5 % of the way from the outermost to the next.
     found = estimate(samples([0.5], [DRAWS]))
-    assert (found.low, found.high) == pytest.approx((0.5 - 1.96 * 0.02, 0.5 + 1.96 * 0.02), abs=1e-5)
+    assert (found.low, found.high) == pytest.approx((0.481, 0.519))
+    assert estimate(samples([0.5], [np.append(DRAWS, [np.nan] * 2)])).absent == 2
 
 
 def test_differences_pair_seeds_by_their_number_not_their_place():

@@ -164,7 +164,7 @@ def test_grid_without_a_finished_run_still_has_a_page(tmp_path):
     write_comparison([failed_run(log_tail=()), pending], tmp_path / "out", "nothing yet")
     page = Page((tmp_path / "out" / "compare.html").read_text())
     joined = " ".join(page.text)
-    assert "No method has finished yet" in joined and "erd, seed 3 failed" in joined
+    assert "No exemplar-free method has finished" in joined and "erd, seed 3 failed" in joined
     assert "0 finished, 1 failed, 1 to come" in joined
 
 

@@ -4,10 +4,12 @@ import csv
 import io
 import re
 
+import numpy as np
 import pytest
 from fake_grid import failed_run, make_grid_runs, write_replicates
 from fake_run import TASKS
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 from duet.report.comparison import compare_rows, comparison_table
 from duet.report.comparison_tables import comparison_csv, comparison_latex, comparison_markdown, latex_escape
@@ -82,6 +84,19 @@ def test_interval_stands_in_the_markdown_when_there_is_one(tmp_path):
     assert f"[{number(found.low)}, {number(found.high)}]" in comparison_markdown(blocks)
 
 
+def test_resamples_without_a_value_are_said(tmp_path):
+    runs = make_grid_runs(("duet", "lwf"), seeds=(0,), tasks=TASKS[:2], root=tmp_path)
+    for run in runs:
+        write_replicates(run)
+    path = runs[0].folder / "bootstrap.safetensors"
+    values = load_file(path)
+    values["map50/avg_ri"][:3] = np.nan
+    save_file(values, path)
+    text = comparison_markdown(compare_rows(runs))
+    assert "duet, Avg RI: 3 resamples without a value, left out of the interval" in text
+    assert text.count("without a value") == 1
+
+
 def test_latex_is_booktabs_with_upper_bounds_apart(blocks):
     lines = comparison_latex(blocks).splitlines()
     rules = [place for place, line in enumerate(lines) if line == "\\midrule"]
@@ -118,7 +133,7 @@ def test_odd_labels_break_no_table():
     object.__setattr__(runs[0], "label", odd)
     blocks = compare_rows(runs)
     latex, markdown = comparison_latex(blocks), comparison_markdown(blocks)
-    assert r"a|b \& c\_d [red]\textless{}i\textgreater{}\textbackslash{}\%" in latex
+    assert r"a\textbar{}b \& c\_d [red]\textless{}i\textgreater{}\textbackslash{}\%" in latex
     assert r"| a\|b & c\_d \[red\]\<i\>\\% |" in markdown
     assert "[red]" in re.sub(r"\s+", " ", printed(blocks, 300))
     assert list(csv.reader(io.StringIO(comparison_csv(blocks))))[1][2] == odd

@@ -86,7 +86,7 @@ def test_lone_method_and_none():
     assert alone.sentence == "duet is the only exemplar-free method that has finished: there is nothing to compare."
     joint = [run for run in grid(("duet",)) if run.label == "joint"]
     verdict = verdict_of(compare_rows(joint)[0])
-    assert verdict.leader is None and verdict.sentence.startswith("No exemplar-free method has finished yet")
+    assert verdict.leader is None and verdict.sentence.startswith("No exemplar-free method has finished")
 
 
 def test_mean_map_decides_where_no_run_has_an_overall():

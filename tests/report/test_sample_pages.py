@@ -36,6 +36,21 @@ def test_a_page_shows_images_with_boxes_first_and_the_seed_chooses(images, tmp_p
         sample_page([], ("cat",), tmp_path / "page.png")
 
 
+def test_what_was_found_is_dashed_with_its_score_below_a_note(images, tmp_path):
+    def drawn(name, **options):
+        sample_page(images[1:2], ("cat",), tmp_path / name, **options)
+        return cv2.imread(str(tmp_path / name))
+
+    truth, found = drawn("truth.png"), drawn("found.png", scores=lambda line: 0.87)
+    assert truth.shape == found.shape and (truth != found).any()
+    edge = slice(8 + 80, 8 + 150)  # of the left side of the box, below its tag
+    colour = np.array([0x2E, 0x57, 0xE4])
+    sides = (page[edge, 8 + 38 : 8 + 44].astype(int) for page in (truth, found))
+    painted = [(np.abs(side - colour).max(axis=2) == 0).sum() for side in sides]
+    assert 0 < painted[1] < 0.75 * painted[0]
+    assert drawn("noted.png", note="dashed: found").shape[0] == truth.shape[0] + 24
+
+
 def test_cells_are_of_equal_size_and_pictures_in_their_middle():
     wide, tall = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (10, 20), "blue")
     sheet = np.asarray(contact_sheet([wide, tall, wide], columns=2, gap=2))
