@@ -241,6 +241,8 @@ def _listed(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: is missing; {path.name} lists it")
         if sha256_of(folder / name) != hashes.get(name):
+            if name.endswith(".safetensors"):
+                read_stored(folder / name)  # a damaged one says itself what is wrong with it
             raise InputError(
                 f"{folder / name}: is not the file that {path.name} lists; a run that was interrupted mends it when it "
                 "goes on, else put the file back from a copy"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -192,3 +193,15 @@ def test_a_folder_is_a_detector_for_every_command(folder, artefact):
     assert all(torch.equal(value, found.state()[key]) for key, value in artefact.detector.state().items())
     with pytest.raises(InputError, match="nowhere"):
         load_pretrained(str(folder / "nowhere"))
+
+
+def test_damage_says_what_it_is_and_a_whole_file_of_another_state_that_it_does_not_belong(folder, artefact):
+    path = folder / "detector.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"detector\.safetensors: damaged, its content is not what was written"):
+        open_artefact(folder)
+    write_artefact(folder.with_name("other"), replace(artefact, before={}))
+    shutil.copy(folder.with_name("other") / path.name, path)
+    with pytest.raises(InputError, match=r"detector\.safetensors: is not the file that detector\.json lists"):
+        open_artefact(folder)
