@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +47,7 @@ def compare(
     from duet.comparison.grid import cells_of, read_grid
     from duet.comparison.schedule import read_records
     from duet.config import parse_assignments
+    from duet.processes import usable_cores
 
     changes = {"series": series, "detectors": detector, "mergers": merger, "seeds": seed}
     given: dict[str, Any] = {key: value for key, value in changes.items() if value}
@@ -65,7 +65,7 @@ def compare(
     if dry_run:
         return _show_cells(cells, records)
     if not report_only:
-        slots = workers or len(cards) or _cores() // max(1, cells[0].config.train.threads or _cores())
+        slots = workers or len(cards) or usable_cores() // (cells[0].config.train.threads or usable_cores())
         settings = {"slots": workers if engine == "ray" else max(1, slots), "address": address}
         records = _run(cells, folder, engine, settings, cards, retry_failed)
     _finish(cells, records, folder, chosen.name)
@@ -130,7 +130,3 @@ def _cards(devices: str | None) -> list[str]:
     if not all(card.isdigit() for card in cards) or len(set(cards)) < len(cards):
         raise InputError(f"--devices {devices}: expected numbers of graphics cards such as 0,1, or cpu")
     return cards
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

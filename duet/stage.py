@@ -12,7 +12,8 @@ from torch import Tensor
 
 import merging
 from duet.config import RunConfig
-from duet.datasets.training import TrainingSet, folder_digest
+from duet.datasets.scene_folder import content_hash
+from duet.datasets.training import TrainingSet
 from duet.detectors.base import (
     Consolidation,
     Detector,
@@ -211,7 +212,7 @@ def _training_key(detector: Detector, request: StageRequest, item: StageInput) -
         {
             **{name: weights_digest(state) for name, state in tensors.items()},
             "classes": list(detector.classes),
-            "data": folder_digest(item.data.data.parent),
+            "data": [content_hash(item.data.data.parent / part) for part in ("images", "labels")],
             "train": request.train.model_dump(mode="json", exclude={"workers"}),
             "method": request.method.of_training(),
             "epochs": request.epochs,

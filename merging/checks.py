@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -44,6 +45,22 @@ def whole_number(name: str, value: object) -> None:
         raise TypeError(f"option '{name}': expected a whole number, got {value!r}")
     if value < 0:
         raise ValueError(f"option '{name}': expected at least 0, got {value}")
+
+
+def folder_name(value: str) -> str:
+    """Return the text if it can name a folder, else refuse it.
+
+    Raises:
+        ValueError: when it has a slash, begins with a dot or a space, or goes over several lines.
+    """
+    if not re.fullmatch(r"[^./\\\s][^/\\\n]*", value):
+        raise ValueError(f"expected a name without slashes that does not begin with a dot, found {value!r}")
+    return value
+
+
+def first_line(error: object) -> str:
+    """The first line of what an error says, or its kind when it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def choice(name: str, value: object, allowed: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from merging.checks import first_line
 from merging.sources import StateSource
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -43,7 +44,7 @@ def open_torch_checkpoint(path: Path) -> StateSource:
     except PermissionError:
         raise
     except Exception as error:  # the unpickler meets damage with whatever its next step raises
-        raise ValueError(f"{path}: damaged, or no file of torch.save ({_first_line(error)})") from None
+        raise ValueError(f"{path}: damaged, or no file of torch.save ({first_line(error)})") from None
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
     for key, value in state.items():
@@ -66,9 +67,5 @@ def _only_tensors() -> Iterator[None]:
 def _refusal(path: Path, message: str) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"(?:global|class) ([\w.]+\.[\w.]+)", message)
     if found is None:
-        return f"{path}: damaged, or no file of torch.save ({_first_line(message)})"
+        return f"{path}: damaged, or no file of torch.save ({first_line(message)})"
     return f"{path}: holds {found.group(1)}, which is not opened: expected a state dict of tensors only"
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

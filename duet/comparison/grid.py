@@ -22,14 +22,9 @@ from duet.documents import read_yaml
 from duet.errors import InputError, nearest
 from duet.paths import data_folder
 from duet.resolve import resolve_config
+from merging.checks import folder_name
 
 OWN_MERGER = "own"
-
-
-def _folder_name(value: str) -> str:
-    if not re.fullmatch(r"[^./\\\s][^/\\\n]*", value):
-        raise ValueError(f"expected a name without slashes that does not begin with a dot, found {value!r}")
-    return value
 
 
 def _several(value: Any) -> Any:
@@ -56,7 +51,7 @@ class MethodEntry(Section):
 class Grid(Section):
     """What is compared."""
 
-    name: Annotated[str, AfterValidator(_folder_name)] = "comparison"
+    name: Annotated[str, AfterValidator(folder_name)] = "comparison"
     series: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("demo",)
     root: str | None = None
     detectors: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("yolo11n",)

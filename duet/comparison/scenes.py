@@ -52,7 +52,7 @@ def _block_scenes(runs: Sequence[ComparedRun], per_domain: int) -> list[Compared
     if len(chosen) < 2:
         return []  # nothing to differ from
     found = {run.label: restore_detections(_detections_file(run)) for run in chosen}
-    rivals = [run.label for run in chosen if not _is_joint(run)]
+    rivals = [run.label for run in chosen if run.kind != "joint"]
     classes = chosen[0].results["series"]["classes"]
     scenes = []
     for domain, images in _tests(chosen[0]).items():
@@ -72,12 +72,8 @@ def _one_seed(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
 
 
 def _detections_file(run: ComparedRun) -> Path:
-    last = run.results["stages"][-1]["task"]
-    return run.folder / "stages" / ("joint" if last == 0 else str(last)) / "detections.safetensors"
-
-
-def _is_joint(run: ComparedRun) -> bool:
-    return run.results["stages"][-1]["task"] == 0
+    last = "joint" if run.kind == "joint" else str(run.results["stages"][-1]["task"])
+    return run.folder / "stages" / last / "detections.safetensors"
 
 
 def _tests(run: ComparedRun) -> dict[str, tuple[LabelledImage, ...]]:

@@ -5,7 +5,6 @@ Images are linked, not copied; labels are rewritten by class name.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -93,15 +92,6 @@ def write_training_set(
     }
     data.write_text(yaml.safe_dump(layout, allow_unicode=True), encoding="utf-8")
     return TrainingSet(data, count, boxes, dropped_boxes, dropped_images)
-
-
-def folder_digest(folder: Path) -> str:
-    """The sha256 over the names and contents of a training set's images and labels, wherever it lies."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def colour_statistics(images: Sequence[LabelledImage], limit: int = 500) -> DomainStatistics:

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from duet.config import MethodSettings
 from duet.detectors.base import Detector, StageRequest, StateSplit
 from duet.detectors.stage_plan import StagePlan, stage_plan
-from duet.errors import InputError
+from duet.errors import InputError, first_line
 
 
 class ModuleDetector(Detector):
@@ -62,7 +62,7 @@ class ModuleDetector(Detector):
         try:
             self.model.load_state_dict(dict(state), strict=True)
         except RuntimeError as error:
-            raise ValueError(f"state does not fit the detector: {_first_line(error)}") from error
+            raise ValueError(f"state does not fit the detector: {first_line(error)}") from error
 
     def clone(self) -> Self:
         """An independent copy."""
@@ -132,7 +132,3 @@ class ModuleDetector(Detector):
         rows = {name.rpartition(".")[0] for name in self._rows()}
         owners = {name.rpartition(".")[0] for name, _ in self.model.named_parameters()}
         return tuple(sorted(f"{name}." for name in owners - rows if name.startswith(self.head_prefix)))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

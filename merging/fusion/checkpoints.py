@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from merging.checks import first_line
 from merging.fusion.config import FusionSettings, TaskSettings
 from merging.fusion.problem import Origin
 
@@ -110,9 +111,8 @@ def opening(settings: FusionSettings, name: str, kind: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         place = settings.path(name)
-        lines = [line for line in str(error).splitlines() if line.strip()]
         where = str(place) if place.is_dir() else f"{name} (no folder {place}, and the hub did not give it)"
-        raise ValueError(f"{where}: cannot be opened as {kind}: {lines[0] if lines else error}") from None
+        raise ValueError(f"{where}: cannot be opened as {kind}: {first_line(error)}") from None
 
 
 def _has_vocabulary(folder: Path, tokenizer: Any) -> bool:

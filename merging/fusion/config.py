@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from merging.checks import nearest
+from merging.checks import folder_name, nearest
 
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -32,12 +32,6 @@ def _names(value: Any) -> Any:
     if twice:
         raise ValueError(f"'{twice[0]}' is given twice")
     return tuple(str(name) for name in value)
-
-
-def _path_part(value: str) -> str:
-    if not re.fullmatch(r"[^./\\\s][^/\\\n]*", value):
-        raise ValueError(f"expected a name without slashes that does not begin with a dot, found {value!r}")
-    return value
 
 
 def _table_head(value: str) -> str:
@@ -200,7 +194,7 @@ class FusionSettings(Section):
     their own tasks, and ``options`` goes to them.
     """
 
-    name: Annotated[str, AfterValidator(_path_part)]
+    name: Annotated[str, AfterValidator(folder_name)]
     kind: str
     pretrained: str | None = None
     root: str = "."

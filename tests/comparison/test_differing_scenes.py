@@ -60,7 +60,8 @@ def make_run(series_file, tmp_path):
         tasks = [{"task": n, "domain": d, "classes": list(c)} for n, (d, c) in enumerate(DOMAINS.items(), start=1)]
         stages = [{"task": 0}] if joint else [{"task": 1}, {"task": 2}]
         results = {"stages": stages, "series": {"classes": ["car", "bus"], "tasks": tasks}}
-        return ComparedRun("two", "yolo11n", label, seed, "finished", folder, results)
+        kind = "joint" if joint else "method"
+        return ComparedRun("two", "yolo11n", label, seed, "finished", folder, results, kind=kind)
 
     return make
 
