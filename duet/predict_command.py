@@ -41,6 +41,7 @@ def predict(
     from duet.deploy import predict as run
     from duet.detectors.families import load_pretrained
     from duet.monitor import ConsoleMonitor
+    from duet.report.rows import counted
     from duet.sources import find_sources
 
     if not draw and json_file is None and coco_file is None:
@@ -64,13 +65,9 @@ def predict(
     written = [f"{what}: {path}" for what, path in (("JSON", json_file), ("COCO", coco_file)) if path is not None]
     if draw and result.frames:
         written.insert(0, f"Annotated: {out}")
-    found = f"{_count(result.detections, 'object')} in {_count(result.frames, 'picture')}"
+    found = f"{counted(result.detections, 'object')} in {counted(result.frames, 'picture')}"
     Console().print(f"{found}.   {'   '.join(written)}", soft_wrap=True)
     for _, why in result.failed:
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"Error: {why}")
     if result.failed:
         raise typer.Exit(1)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -28,10 +28,10 @@ from duet.report.comparison_rows import (
     ComparedRow,
     best_label,
 )
-from duet.report.comparison_tables import estimate_interval
+from duet.report.comparison_tables import absent_lines, estimate_interval
 from duet.report.comparison_verdicts import Verdict, shown_rows, verdict_of
-from duet.report.drawing import class_colours, draw_truth, draw_verdict, judge, text_colour
-from duet.report.html import Picture, embedded_picture, inline_file, inline_svg, page_environment
+from duet.report.drawing import class_colours, draw_verdict, judge, text_colour
+from duet.report.html import Picture, embedded_picture, inline_file, inline_svg, page_environment, truth_picture
 from duet.report.interval_rows import interval_text
 from duet.report.rows import class_list, duration, number, signed
 
@@ -168,6 +168,7 @@ def _block(block: ComparedBlock, scenes: Sequence[ComparedScene], place: int) ->
             ("In all other domains", fate_bars(block, False)),
         ],
         "scenes": _scenes(block, scenes),
+        "absent": absent_lines(block),
         "failed": [run for row in block.rows for run in row.failed],
         "pending": [(row.label, row.pending) for row in block.rows if row.pending],
         "settings": shared,
@@ -274,10 +275,7 @@ def _pictures(block: ComparedBlock, scene: ComparedScene) -> list[Picture]:
     """The ground truth, then every method in the table's order."""
     classes = block.sample["series"]["classes"] if block.sample else []
     colours = class_colours(classes)
-    wanted = [box for box in scene.ground_truth if box.label in colours]  # a picture may show classes of no task
-    truth = draw_truth(scene.image_rgb, wanted, colours, _SCENE_PIXELS)
-    objects = len(wanted)
-    pictures = [embedded_picture(truth, "Ground truth", f"{objects} object{'' if objects == 1 else 's'}")]
+    pictures = [truth_picture(scene.image_rgb, scene.ground_truth, colours, _SCENE_PIXELS)]
     for line in table_lines(block):
         if line.kind != "published" and line.label in scene.found:
             verdict = judge(scene.found[line.label], scene.ground_truth, classes)

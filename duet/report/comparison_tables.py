@@ -14,7 +14,7 @@ from duet.report.comparison_noise import Estimate
 from duet.report.comparison_rows import COMPARED, KIND_NOTES, METRICS, ComparedBlock, ComparedRow, best_label
 from duet.report.comparison_verdicts import verdict_of
 from duet.report.interval_rows import interval_text
-from duet.report.rows import ABSENT, IndexName, duration, number
+from duet.report.rows import ABSENT, IndexName, counted, duration, number
 from duet.report.tables import titled_table
 
 SHOWN = ("overall", "rai", "ni", "avg_ri", "avg_gi", "forgetting", "mean_map")
@@ -94,8 +94,8 @@ def absent_lines(block: ComparedBlock) -> list[str]:
         for name in COLUMNS:
             found = row.indices["map50"][name.key]
             if found is not None and found.absent and estimate_interval(found):
-                count = f"{found.absent} resample{'' if found.absent == 1 else 's'}"
-                lines.append(f"{row.label}, {name.title}: {count} without a value, left out of the interval")
+                resamples = counted(found.absent, "resample")
+                lines.append(f"{row.label}, {name.title}: {resamples} without a value, left out of the interval")
     return lines
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ from duet.report.rows import (
     IndexName,
     class_list,
     count,
+    counted,
     duration,
     few_boxes_lines,
     index_block,
@@ -184,9 +186,7 @@ def _pictures(results: Mapping[str, Any], scene: ScenePanel) -> list[Picture]:
     """Ground truth, after the first stage, at the end; without the middle one when there is one stage only."""
     stages = [stage["task"] for stage in results["stages"]]
     colours = class_colours(results["series"]["classes"])
-    truth = draw_truth(scene.image_rgb, scene.ground_truth, colours, _SCENE_PIXELS)
-    objects = len(scene.ground_truth)
-    pictures = [embedded_picture(truth, "Ground truth", f"{objects} object{'' if objects == 1 else 's'}")]
+    pictures = [truth_picture(scene.image_rgb, scene.ground_truth, colours, _SCENE_PIXELS)]
     finished = stages == [0] or len(stages) == len(results["series"]["tasks"])
     columns = [("At the end" if finished else f"After task {stages[-1]}", stages[-1], scene.final)]
     if len(stages) > 1:
@@ -196,6 +196,13 @@ def _pictures(results: Mapping[str, Any], scene: ScenePanel) -> list[Picture]:
         image = draw_verdict(scene.image_rgb, verdict, colours, _SCENE_PIXELS)
         pictures.append(embedded_picture(image, heading, verdict.caption))
     return pictures
+
+
+def truth_picture(image_rgb: np.ndarray, boxes: Sequence[DrawnBox], colours: Mapping[str, str], size: int) -> Picture:
+    """The ground truth of the classes that have a colour; a picture may show objects of no task."""
+    wanted = [box for box in boxes if box.label in colours]
+    drawn = draw_truth(image_rgb, wanted, colours, size)
+    return embedded_picture(drawn, "Ground truth", counted(len(wanted), "object"))
 
 
 def embedded_picture(image: Image.Image, heading: str, caption: str) -> Picture:

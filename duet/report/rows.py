@@ -217,6 +217,11 @@ def count(value: int | None) -> str:
     return ABSENT if value is None else f"{value:,}".replace(",", "\u202f")
 
 
+def counted(value: int, what: str) -> str:
+    """A number of things: ``1 object``, ``1,204 objects``."""
+    return f"{value:,} {what}{'' if value == 1 else 's'}"
+
+
 def duration(seconds: float | None) -> str:
     """Such as ``42 s``, ``7 min 05 s`` or ``1 h 02 min``."""
     if seconds is None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from duet.report.comparison import compare_rows, comparison_table
+from duet.report.comparison_page import render_comparison
 from duet.report.comparison_tables import comparison_csv, comparison_latex, comparison_markdown, latex_escape
 from duet.report.rows import number
 
@@ -95,6 +96,8 @@ def test_resamples_without_a_value_are_said(tmp_path):
     text = comparison_markdown(compare_rows(runs))
     assert "duet, Avg RI: 3 resamples without a value, left out of the interval" in text
     assert text.count("without a value") == 1
+    page = render_comparison(compare_rows(runs), [], "demo", None)
+    assert page.count("duet, Avg RI: 3 resamples without a value") == 1
 
 
 def test_latex_is_booktabs_with_upper_bounds_apart(blocks):

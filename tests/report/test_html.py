@@ -242,3 +242,14 @@ def test_intervals_stand_on_the_tiles_and_beside_every_index(small):
     assert f'<p class="interval">{interval}</p>' in text
     assert text.count('<p class="interval">') == 1  # one task has no other index
     assert "95 %, from 1000 resamples of the test images" in text
+
+
+def test_objects_of_no_task_are_neither_drawn_nor_counted():
+    results, black = make_results(TASKS[:1]), np.zeros((100, 100, 3), np.uint8)
+    of_the_task, other = DrawnBox((5, 5, 30, 30), "0"), DrawnBox((40, 40, 70, 70), "tree")
+    pages = [
+        Page(render_report(results, [ScenePanel("clear", black, truth)]))
+        for truth in ([of_the_task], [of_the_task, other])
+    ]
+    assert pages[0].images[0]["alt"] == pages[1].images[0]["alt"] == "Ground truth: 1 object"
+    assert pages[0].images[0]["src"] == pages[1].images[0]["src"]
