@@ -1,12 +1,19 @@
 """Trainings of later stages that runs share: methods that train alike train once; nothing else is taken for it."""
 
+from dataclasses import replace
+
 import pytest
 import tiny_series
+import torch
 import yaml
 
+from duet.datasets.training import TrainingSet
+from duet.detectors.base import Consolidation, DirectionalTarget, DomainStatistics, StageRequest
+from duet.detectors.families import load_pretrained
 from duet.detectors.fcos import FcosDetector
 from duet.learner import Learner
 from duet.resolve import resolve_config
+from duet.stage import StageInput, _training_key
 
 # Scenes of its own: the tests' cache must hold no training of another module's series.
 SERIES = {**tiny_series.SERIES, "scenes": {"seed": 71, "train_scenes": 6, "test_scenes": 2}}
@@ -82,6 +89,53 @@ def test_what_decides_the_training_makes_another(learn, trained, other):
     before = len(trained)
     learn(**other)
     assert len(trained) > before and trained[-1] % 100 == 2
+
+
+def test_every_part_of_what_a_training_starts_from_is_in_its_key(tmp_path):
+    teacher = load_pretrained("fcos-tiny.yaml").with_classes(("a",), 0)
+    student = teacher.grown(("b",), 1, "rows")
+    for part in ("images", "labels"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        (tmp_path / "data" / part / "0.txt").write_text(part)
+    config = resolve_config(None, {"series": "demo", "method": "duet"})
+    statistics = DomainStatistics((0, 0, 0), (1, 1, 1))
+    direction = {"x": torch.zeros(2)}
+    data = TrainingSet(tmp_path / "data" / "data.yaml", 1, 1, 0, 0)
+    item = StageInput(2, ("b",), data, (), tmp_path, statistics, (), {}, teacher, {})
+    request = StageRequest(
+        data=data.data,
+        folder=tmp_path,
+        seed=2,
+        train=config.train,
+        method=config.method,
+        epochs=3,
+        teacher=teacher,
+        directional=DirectionalTarget(direction, direction),
+        consolidation=Consolidation(direction, direction),
+        past_domains=(statistics,),
+        own_domain=statistics,
+    )
+    moved, other = {"x": torch.ones(2)}, DomainStatistics((0, 0, 0.5), (1, 1, 1))
+    changes = [
+        {"seed": 3},
+        {"epochs": 4},
+        {"train": config.train.model_copy(update={"lr0": 0.5})},
+        {"method": config.method.model_copy(update={"shared_lr_factor": 0.5})},
+        {"teacher": load_pretrained("fcos-tiny.yaml").with_classes(("a",), 5)},
+        {"directional": DirectionalTarget(direction, moved)},
+        {"consolidation": Consolidation(direction, moved)},
+        {"past_domains": (other,)},
+        {"own_domain": other},
+    ]
+    keys = [_training_key(student, request, item)]
+    keys += [_training_key(student, replace(request, **change), item) for change in changes]
+    keys.append(_training_key(teacher.grown(("b",), 7, "rows"), request, item))
+    keys.append(_training_key(teacher.grown(("c",), 1, "rows"), request, item))
+    for part in ("images", "labels"):
+        (tmp_path / "data" / part / "0.txt").write_text("changed")
+        keys.append(_training_key(student, request, item))
+    assert len(set(keys)) == len(keys)
+    assert _training_key(student.clone(), replace(request, folder=tmp_path / "elsewhere"), item) == keys[-1]
 
 
 def test_without_a_folder_nothing_is_kept(learn, trained, tmp_path):

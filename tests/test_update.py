@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +90,18 @@ def test_a_detector_without_a_record_learns_at_the_size_that_it_knows():
     assert default_train(detector) == TrainSettings()
     detector._image_size = 100
     assert default_train(detector) == TrainSettings(image_size=128)
+
+
+def test_the_command_takes_a_detector_without_a_record_at_that_size_and_says_so(monkeypatch):
+    from duet.update_command import _settings, _without_record
+
+    detector = load_pretrained("fcos-tiny.yaml").with_classes(("a",), 0)
+    detector._image_size = 96
+    monkeypatch.setattr("duet.artefact.open_artefact", lambda path, trust: Artefact(detector, None))
+    has_record, settings = _settings(Path("d.pt"), None, ["train.epochs=7"], False)
+    assert not has_record and (settings["train"].image_size, settings["train"].epochs) == (96, 7)
+    said = _without_record(Update("d.pt", None, "night", ("b",), "out", **settings))
+    assert said.startswith("d.pt keeps no record of tasks: it learns by method duet, 7 epochs at 96 pixels")
 
 
 @pytest.fixture(scope="module")
