@@ -223,6 +223,8 @@ def _tensors_of(path: Path) -> tuple[Path, dict[str, Any] | None]:
                 f"give {inside} itself, or {path.name} in a folder of its own"
             )
         return inside, _listed(folder)
+    if len(path.parts) > 1 and not path.is_file():  # no name of weights
+        raise InputError(f"{path}: no such file or folder")
     return path, None
 
 

@@ -170,7 +170,7 @@ def test_a_truncated_file_and_an_absent_one_are_named(folder, tmp_path):
     path.unlink()
     with pytest.raises(InputError, match=r"no detector\.safetensors in this folder"):
         open_artefact(folder)
-    with pytest.raises(InputError, match="no such weights file"):
+    with pytest.raises(InputError, match="no such file or folder"):
         open_artefact(tmp_path / "nowhere")
 
 
