@@ -146,5 +146,10 @@ def _shifted(
         part.mkdir(parents=True)
         report = (lambda done, total: progress(f"draw {name}: {shift.name}", done, total)) if progress else None
         draw_shifted(images, shift, part, report)
-        part.rename(folder)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(part)  # another process drew the same pictures in the meantime
     return shifted_images(images, folder)

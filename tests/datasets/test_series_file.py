@@ -1,8 +1,11 @@
+import os
+
 import pytest
 import yaml
 from data_trees import voc_tree
 
 from duet.config import EvaluationSettings
+from duet.datasets import domain, shifted
 from duet.datasets.domain import content_digest, open_domains
 from duet.datasets.series_file import find_series
 from duet.errors import InputError
@@ -91,6 +94,24 @@ def test_a_domain_without_training_images_is_only_evaluated(opened):
     assert len(domain.test()) == 2
     with pytest.raises(InputError, match=r"domains\.extra: key 'train' is missing, the domain is only evaluated"):
         domain.train()
+
+
+def test_two_runs_may_draw_the_same_domain_at_a_time(opened, values, tmp_path, monkeypatch):
+    monkeypatch.setenv("DUET_CACHE", str(tmp_path / "cache"))
+    values["domains"]["drawn"]["shift"] = "comic"
+    source, draw = opened(), shifted.draw_shifted
+
+    def draw_beside_another(images, shift, folder, progress=None):
+        monkeypatch.setattr(domain, "draw_shifted", draw)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: -1)
+            open_domains(source)["drawn"].train()  # the other one, which ends first
+        draw(images, shift, folder, progress)
+
+    monkeypatch.setattr(domain, "draw_shifted", draw_beside_another)
+    images = open_domains(source)["drawn"].train()
+    assert all(image.path.is_file() for image in images)
+    assert [path.name[:5] for path in (tmp_path / "cache" / "domains").iterdir()] == ["drawn"]  # no leftovers
 
 
 def test_a_task_needs_training_images(opened, values):
