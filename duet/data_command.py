@@ -84,6 +84,9 @@ def split(
     train: Annotated[float, typer.Option(help="Share of the images to train on.")] = 0.8,
     val: Annotated[float, typer.Option(help="Share of the images to choose settings on.")] = 0.0,
     test: Annotated[float, typer.Option(help="Share of the images to test on.")] = 0.2,
+    of: Annotated[
+        str | None, typer.Option(help="Divide this split alone: train becomes train-train, train-val and so on.")
+    ] = None,
     seed: Seed = 0,
     images: Images = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace lists that are there.")] = False,
@@ -92,7 +95,7 @@ def split(
     from duet.datasets.dataset_folder import open_folder
     from duet.datasets.splitting import write_split
 
-    counts = write_split(open_folder(folder, images), {"train": train, "val": val, "test": test}, seed, overwrite)
+    counts = write_split(open_folder(folder, images), {"train": train, "val": val, "test": test}, seed, overwrite, of)
     Console().print("Images: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
 

@@ -41,22 +41,38 @@ def split_names(names: Sequence[str], shares: Mapping[str, float], seed: int) ->
     return divided
 
 
-def write_split(dataset: DatasetFolder, shares: Mapping[str, float], seed: int, overwrite: bool) -> dict[str, int]:
+def write_split(
+    dataset: DatasetFolder, shares: Mapping[str, float], seed: int, overwrite: bool, of: str | None = None
+) -> dict[str, int]:
     """Write the lists where the formats look for them: ImageSets/Main for VOC, beside the labels for the others.
+
+    Args:
+        dataset: what to divide.
+        shares: part of each split.
+        seed: of the shuffle.
+        overwrite: whether lists that are there may be replaced.
+        of: divide this split alone: ``train`` becomes ``train-train`` and ``train-val``, and stays itself, so that
+            settings can be chosen on training images.
 
     Returns:
         The number of images by split.
 
     Raises:
-        InputError: when the data set has its splits in folders, or a list is there and may not be replaced.
+        InputError: when the data set has its splits in folders or none of that name, or a list is there and may not
+            be replaced.
     """
+    if of is not None and of not in dataset.splits:
+        raise InputError(f"{dataset.path}: no split '{of}'; it has {', '.join(dataset.splits)}")
     sources = list(dataset.splits.values())
     if len({(source.images, source.labels) for source in sources}) > 1:
         raise InputError(f"{dataset.path}: its splits lie in folders of their own; nothing to divide")
     images, labels = sources[0].images, sources[0].labels
-    whole = open_reader(Source(dataset.format, images, labels, dataset.names), refuse)
+    listed = dataset.splits[of].listed if of is not None else None
+    whole = open_reader(Source(dataset.format, images, labels, dataset.names, listed), refuse)
     folder = {"voc": images.parent / "ImageSets" / "Main", "coco": labels.parent, "yolo": images.parent}[dataset.format]
     divided = split_names(whole.images, shares, seed)
+    if of is not None:
+        divided = {f"{of}-{split}": names for split, names in divided.items()}
     files = {split: folder / f"{split}.txt" for split in divided}
     present = [path for path in files.values() if path.exists()]
     if present and not overwrite:

@@ -54,6 +54,22 @@ def test_the_lists_are_found_again(format, tmp_path):
     assert write_split(open_folder(place), {"train": 0.5, "test": 0.5}, 0, True) == {"train": 5, "test": 5}
 
 
+@pytest.mark.parametrize("format", ["voc", "coco", "yolo"])
+def test_one_split_is_divided_and_stays_itself(format, tmp_path):
+    place = make(format, tmp_path / "set")
+    write_split(open_folder(place), {"train": 0.8, "test": 0.2}, 0, False)
+    before = {path.name for path in open_folder(place).splits["train"].listed.parent.glob("*.txt")}
+    counts = write_split(open_folder(place), {"train": 0.75, "val": 0.25, "test": 0}, 0, False, of="train")
+    assert counts == {"train-train": 6, "train-val": 2}
+    folder = open_folder(place).splits["train"].listed.parent
+    lists = {path.stem: set(path.read_text().split()) for path in folder.glob("*.txt")}
+    assert {f"{name}.txt" for name in lists} - before == {"train-train.txt", "train-val.txt"}
+    assert lists["train-train"] | lists["train-val"] == lists["train"]
+    assert not lists["train-train"] & lists["train-val"]
+    with pytest.raises(InputError, match="no split 'val'; it has train, test"):
+        write_split(open_folder(place), {"train": 1.0}, 0, False, of="val")
+
+
 def test_splits_in_folders_are_left_alone(tmp_path):
     for part in ("train", "val"):
         picture(tmp_path / part / "images" / "1.jpg")
