@@ -195,11 +195,11 @@ class Learner:
         method, classes = self.config.method, self.series.tasks[task - 1].classes
         if previous is None or (method.pseudo_labels is None and method.exemplars is None):
             return images, classes, self.source.section.other_labels
-        trained = own_labels(images, classes)
+        trained = own_labels(images, classes, self.source.section.unlabelled_images)
         if method.pseudo_labels is not None:
-            self.monitor.begin(f"pseudo-labels of stage {task}", len(images))
+            self.monitor.begin(f"pseudo-labels of stage {task}", len(trained))
             evaluation, size = self.config.evaluation, self.config.train.image_size
-            trained = pseudo_labelled(images, previous, classes, method.pseudo_labels, evaluation, size)
+            trained = pseudo_labelled(trained, previous, classes, method.pseudo_labels, evaluation, size)
             write_json(folder / "pseudo-labels.json", count_pseudo_labels(trained))
             note = "solid: labels of the new classes · dashed: pseudo-labels of old classes, with their score"
             known = self.series.classes_until(task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -15,10 +16,20 @@ from duet.detectors.base import Detections, Detector
 PSEUDO = "pseudo-label"  # what the line of one begins with; its score follows
 
 
-def own_labels(images: Sequence[LabelledImage], classes: Sequence[str]) -> list[LabelledImage]:
-    """The images with the labels of some classes only."""
+def own_labels(
+    images: Sequence[LabelledImage], classes: Sequence[str], unlabelled_images: Literal["keep", "drop"] = "keep"
+) -> list[LabelledImage]:
+    """The images with the labels of some classes only.
+
+    Args:
+        images: with labels of any class.
+        classes: whose labels stay.
+        unlabelled_images: ``drop`` leaves out images without such a label, so that what is added to the images
+            afterwards does not make a stage's images more than its task has.
+    """
     wanted = frozenset(classes)
-    return [image.chosen(np.array([name in wanted for name in image.labels], dtype=bool)) for image in images]
+    own = [image.chosen(np.array([name in wanted for name in image.labels], dtype=bool)) for image in images]
+    return own if unlabelled_images == "keep" else [image for image in own if image.labels]
 
 
 def pseudo_labelled(

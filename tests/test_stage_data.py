@@ -55,6 +55,13 @@ def test_sure_detections_that_touch_no_new_object_become_labels():
     assert strict.labels == ("new", "old")
 
 
+def test_images_of_no_new_object_are_left_out_where_a_task_has_none():
+    images = [image("a", ("new", (0, 0, 20, 20))), image("b", ("hidden", (50, 50, 60, 60))), image("c")]
+    kept, dropped = (own_labels(images, ("new",), what) for what in ("keep", "drop"))
+    assert [(item.path.name, item.labels) for item in kept] == [("a", ("new",)), ("b", ()), ("c", ())]
+    assert [item.path.name for item in dropped] == ["a"]
+
+
 @pytest.mark.parametrize("box", [(0, 0, 100, 100), (42, 42, 47, 47), (45, 45, 75, 75)])
 def test_a_box_that_holds_a_new_object_or_lies_in_one_is_no_label(box):
     images = [image("a", ("new", (40, 40, 60, 60)))]  # the IoU is at most 0.21
