@@ -134,3 +134,33 @@ def test_voc_is_2007_and_2012_together():
         "VOCdevkit/VOC2012/ImageSets/Main/trainval.txt",
     ]
     assert [part.list for part in section.test] == ["VOCdevkit/VOC2007/ImageSets/Main/test.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "domains"), [("two", ["photographs", "comic"]), ("four", ["photographs", "night", "fog", "watercolour"])]
+)
+def test_photographs_have_the_papers_class_order_and_settings_are_chosen_on_their_training_images(
+    name, domains, tmp_path
+):
+    series, chosen_on = (find_series(f"photographs-{name}{part}", tmp_path) for part in ("", "-validation"))
+    assert [task.domain for task in series.series.tasks] == domains
+    assert sum((task.classes for task in series.series.tasks), ()) == PASCAL
+    assert series.series.tasks == chosen_on.series.tasks
+    assert series.section.train == chosen_on.section.train
+    for domain in domains:
+        (trained,), (tested,) = series.domain(domain).train, series.domain(domain).test
+        (fitted,), (validated,) = chosen_on.domain(domain).train, chosen_on.domain(domain).test
+        names = [source.listed.stem for source in (trained, tested, fitted, validated)]
+        assert names == ["train", "test", "train-train", "train-val"]
+
+
+def test_eight_tasks_learn_the_classes_of_four_from_the_same_kind_of_scenes():
+    four, eight = find_series("demo"), find_series("demo-eight")
+    assert four.series.classes == eight.series.classes
+    assert set(four.series.domains) < set(eight.series.domains)
+    assert (len(four.series), len(eight.series)) == (4, 8)
+    assert {**four.section.model_dump(), "name": "", "tasks": ()} == {
+        **eight.section.model_dump(),
+        "name": "",
+        "tasks": (),
+    }
