@@ -175,6 +175,12 @@ class MethodSettings(Section):
             "is taken over the new classes only"
         ),
     ] = "all"
+    new_rows: Annotated[
+        Literal["random", "mean"],
+        Field(
+            description="`rows`: new class rows start at random, or as the mean of the old ones: an object of any kind"
+        ),
+    ] = "random"
     merge: MergeSettings | None = None
     batch_norm: Literal["merge", "freeze", "current", "recalibrate"] = "current"
     freeze_shared: Annotated[bool, Field(description="backbone and neck stand still after the first task")] = False
@@ -182,6 +188,7 @@ class MethodSettings(Section):
         bool, Field(description="class towers and box branch too; only new class rows are learned")
     ] = False
     shared_lr_factor: Annotated[float, Field(gt=0, le=1, description="learning rate of backbone and neck / lr0")] = 1.0
+    row_lr_factor: Annotated[float, Field(gt=0, le=100, description="`rows`: learning rate of class rows / lr0")] = 1.0
     weight_decay: Annotated[float | None, Field(ge=0, description="from the second task on; null keeps train's")] = None
     distillation: DistillationSettings | None = None
     directional_consistency: DirectionalSettings | None = None
@@ -190,6 +197,13 @@ class MethodSettings(Section):
     pseudo_labels: PseudoLabelSettings | None = None
     exemplars: ExemplarSettings | None = None
     calibration_epochs: Annotated[int, Field(ge=0, description="head-only epochs on the merged model")] = 0
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plain new rows are left out, so that runs from before there was a choice keep their keys."""
+        values = handler(self)
+        plain = {"new_rows": "random", "row_lr_factor": 1.0}
+        return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
 
     @property
     def holds_rows(self) -> bool:

@@ -108,7 +108,7 @@ def later_stage(
     """
     previous, method = item.previous, config.method
     old_state = previous.state()
-    detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head)
+    detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head, method.new_rows)
     shared = detector.split(method.towers == "shared").shared_parameters
     directional = None
     if method.directional_consistency is not None:

@@ -124,3 +124,11 @@ def test_sections_are_immutable_and_refuse_nonsense():
         settings.name = "y"
     with pytest.raises(InputError, match="here: key 'method' is missing"):
         validate(RunConfig, {}, "here")
+
+
+def test_how_new_rows_start_and_learn_is_written_down_only_where_it_is_not_as_it_always_was():
+    """So that runs from before there was a choice keep their fingerprints."""
+    assert not {"new_rows", "row_lr_factor"} & set(MethodSettings(name="m").model_dump())
+    changed = MethodSettings(name="m", new_rows="mean", row_lr_factor=5.0)
+    assert MethodSettings(**changed.model_dump()) == changed
+    assert changed.of_training()["row_lr_factor"] == 5.0

@@ -79,6 +79,8 @@ def test_a_calibration_after_the_merge_is_trained_by_each(learn, trained):
         {"directional_consistency": {"weight": 0.5}},
         {"distillation": {"weight": 0.5}},
         {"shared_lr_factor": 0.5},
+        {"row_lr_factor": 5.0},
+        {"new_rows": "mean"},
         {"batch_norm": "freeze"},
         {"negatives": "new"},
         {"seed": 3},

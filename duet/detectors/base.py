@@ -226,13 +226,14 @@ class Detector(ABC):
         """An independent copy that shares no tensor."""
 
     @abstractmethod
-    def grown(self, new_classes: Sequence[str], seed: int, head: str) -> Detector:
+    def grown(self, new_classes: Sequence[str], seed: int, head: str, new_rows: str = "random") -> Detector:
         """A copy whose head has outputs for more classes; outputs of the old ones are unchanged to the bit.
 
         Args:
             new_classes: names that the detector does not have yet.
             seed: of the new outputs' initial values.
             head: ``rows`` or ``parallel``.
+            new_rows: ``random``, or ``mean``: of the old classes' rows, as what any object looks like.
         """
 
     @abstractmethod

@@ -72,7 +72,7 @@ class ModuleDetector(Detector):
         """Fresh rows for these classes on the towers as they are."""
         return self._with_rows(classes, seed)
 
-    def grown(self, new_classes: Sequence[str], seed: int, head: str) -> Self:
+    def grown(self, new_classes: Sequence[str], seed: int, head: str, new_rows: str = "random") -> Self:
         """Append class rows.
 
         Raises:
@@ -82,7 +82,14 @@ class ModuleDetector(Detector):
         self._refuse_known(new_classes)
         if head != "rows":
             raise InputError(f"method.head: {head} is not available for this detector; it has rows")
-        return self._with_rows((*self.classes, *new_classes), seed, keep=len(self.classes))
+        known = len(self.classes)
+        detector = self._with_rows((*self.classes, *new_classes), seed, keep=known)
+        if new_rows == "mean":
+            with torch.no_grad():
+                for name in self._score_rows():
+                    rows = detector.model.get_parameter(name)
+                    rows[known:] = rows[:known].mean(0)
+        return detector
 
     def merged_head(self, previous: Mapping[str, Tensor], method: MethodSettings) -> dict[str, Tensor]:
         """Old class rows and towers by the method's policies, new class rows from training."""
@@ -103,6 +110,10 @@ class ModuleDetector(Detector):
     @abstractmethod
     def _rows(self) -> tuple[str, ...]:
         """Names of the head's tensors with one row per class."""
+
+    def _score_rows(self) -> tuple[str, ...]:
+        """Those of them that give scores."""
+        return self._rows()
 
     @abstractmethod
     def _with_rows(self, classes: Sequence[str], seed: int, keep: int = 0) -> Self:

@@ -183,7 +183,7 @@ def _train_mode(model: nn.Module, plan: StagePlan) -> None:
 def _optimizer(
     model: nn.Module, settings: TrainSettings, weight_decay: float, plan: StagePlan
 ) -> torch.optim.Optimizer:
-    """Groups by θ_s or θ_τ, and with weight decay or, for biases and normalisation, without."""
+    """Groups by learning rate, and with weight decay or, for biases and normalisation, without."""
     groups = [group for group in _groups(model, settings, weight_decay, plan) if group["params"]]
     if settings.optimizer == "SGD":
         return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.momentum > 0)
@@ -192,14 +192,16 @@ def _optimizer(
 
 
 def _groups(model: nn.Module, settings: TrainSettings, weight_decay: float, plan: StagePlan) -> Iterator[dict]:
-    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    for shared in (True, False):
-        rate = settings.lr0 * (plan.shared_lr_factor if shared else 1.0)
-        own = [value for name, value in trained if name.startswith(plan.shared_prefixes) == shared]
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    factors = dict.fromkeys(trained, 1.0)
+    factors |= {name: plan.shared_lr_factor for name in trained if name.startswith(plan.shared_prefixes)}
+    factors |= {name: plan.row_lr_factor for name in plan.rows if name in trained}
+    for factor in dict.fromkeys(factors.values()):
         for decayed in (True, False):
+            named = [name for name in trained if factors[name] == factor and (trained[name].ndim > 1) == decayed]
             yield {
-                "params": [value for value in own if (value.ndim > 1) == decayed],
-                "lr": rate,
-                "initial_lr": rate,
+                "params": [trained[name] for name in named],
+                "lr": settings.lr0 * factor,
+                "initial_lr": settings.lr0 * factor,
                 "weight_decay": weight_decay if decayed else 0.0,
             }

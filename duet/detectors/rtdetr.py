@@ -58,6 +58,10 @@ class RtdetrDetector(UltralyticsDetector):
         names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
         return tuple(f"{self.head_prefix}{name}" for name in (*names, "denoising_class_embed.weight"))
 
+    def _score_rows(self) -> tuple[str, ...]:
+        """Those of the decoder; query selection has a start of its own, and denoising embeddings are no scores."""
+        return tuple(name for name in self._rows() if name.startswith(f"{self.head_prefix}dec_score_head."))
+
     def _resize_rows(self, head: nn.Module, count: int, keep: int, generator: torch.Generator) -> None:
         head.enc_score_head = _wider_selection(head.enc_score_head, count, keep, generator)
         for index, layer in enumerate(head.dec_score_head):

@@ -34,6 +34,8 @@ class StagePlan:
         freeze_batch_norm: keep all BatchNorm statistics while the weights train.
         shared_prefixes: prefixes of θ_s, for the learning-rate factor.
         shared_lr_factor: learning rate of θ_s / lr0.
+        rows: names of the parameters with one row per class.
+        row_lr_factor: their learning rate / lr0.
         past_domains, own_domain, replay_share: domain-statistics replay.
         seed: of the replay's choices.
         progress: called after every step.
@@ -53,6 +55,8 @@ class StagePlan:
     freeze_batch_norm: bool = False
     shared_prefixes: tuple[str, ...] = ()
     shared_lr_factor: float = 1.0
+    rows: tuple[str, ...] = ()
+    row_lr_factor: float = 1.0
     past_domains: tuple[DomainStatistics, ...] = ()
     own_domain: DomainStatistics | None = None
     replay_share: float = 0.0
@@ -94,6 +98,8 @@ def stage_plan(
         freeze_batch_norm=method.batch_norm == "freeze" or request.head_only,
         shared_prefixes=shared_prefixes,
         shared_lr_factor=method.shared_lr_factor,
+        rows=rows,
+        row_lr_factor=method.row_lr_factor,
         past_domains=request.past_domains,
         own_domain=request.own_domain,
         replay_share=method.replay.share if method.replay else 0.0,

@@ -6,7 +6,7 @@ stands in one place each: the losses in ``StageLoss``, frozen parts and learning
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -99,21 +99,17 @@ class StageTraining(ProcessGroupTraining):
         return self.distill(outputs, taught)
 
     def build_optimizer(self, model: nn.Module, *args, **kwargs) -> torch.optim.Optimizer:
-        """Ultralytics' optimizer; parameters of θ_s move into groups of their own with their learning rate."""
+        """The optimizer of Ultralytics; θ_s and class rows move into groups with learning rates of their own."""
         optimizer = super().build_optimizer(model, *args, **kwargs)
-        if self.plan.shared_lr_factor == 1.0:
-            return optimizer
-        shared = {
-            id(value)
-            for name, value in unwrap_model(model).named_parameters()
-            if name.startswith(self.plan.shared_prefixes)
-        }
-        if not shared:
-            raise RuntimeError(f"shared learning rate: no parameter starts with {self.plan.shared_prefixes}")
-        for group in list(optimizer.param_groups):
-            slow = [value for value in group["params"] if id(value) in shared]
-            group["params"] = [value for value in group["params"] if id(value) not in shared]
-            optimizer.add_param_group({**group, "params": slow, "lr": group["lr"] * self.plan.shared_lr_factor})
+        named = dict(unwrap_model(model).named_parameters())
+        plan = self.plan
+        if plan.shared_lr_factor != 1.0:
+            shared = [value for name, value in named.items() if name.startswith(plan.shared_prefixes)]
+            if not shared:
+                raise RuntimeError(f"shared learning rate: no parameter starts with {plan.shared_prefixes}")
+            own_rate(optimizer, shared, plan.shared_lr_factor)
+        if plan.row_lr_factor != 1.0:
+            own_rate(optimizer, [named[name] for name in plan.rows], plan.row_lr_factor)
         return optimizer
 
     def _model_train(self) -> None:
@@ -187,3 +183,13 @@ def report_progress(trainer: StageTraining) -> None:
                 learning_rates={f"lr/pg{i}": group["lr"] for i, group in enumerate(trainer.optimizer.param_groups)},
             )
         )
+
+
+def own_rate(optimizer: torch.optim.Optimizer, values: Sequence[Tensor], factor: float) -> None:
+    """Give parameters a learning rate of their own, as a factor of their group's; the rest of the group's stays."""
+    moved = {id(value) for value in values}
+    for group in list(optimizer.param_groups):
+        apart = [value for value in group["params"] if id(value) in moved]
+        if apart:
+            group["params"] = [value for value in group["params"] if id(value) not in moved]
+            optimizer.add_param_group({**group, "params": apart, "lr": group["lr"] * factor})

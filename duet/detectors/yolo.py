@@ -62,14 +62,14 @@ class YoloDetector(UltralyticsDetector):
         detector._image_size = layout.get("image_size")
         return detector
 
-    def grown(self, new_classes: Sequence[str], seed: int, head: str) -> YoloDetector:
+    def grown(self, new_classes: Sequence[str], seed: int, head: str, new_rows: str = "random") -> YoloDetector:
         """Append class rows, or a whole head whose towers start as those of the last one."""
         if head == "parallel":
             self._refuse_known(new_classes)
             return self._with_head(new_classes, seed)
         if isinstance(self.head, ParallelDetect):
             raise InputError("a detector with parallel heads cannot grow by rows; keep method.head: parallel")
-        return super().grown(new_classes, seed, head)
+        return super().grown(new_classes, seed, head, new_rows)
 
     def merged_head(self, previous: Mapping[str, Tensor], method: MethodSettings) -> dict[str, Tensor]:
         """By the method's policies; parallel heads of earlier tasks stay to the bit those of the previous model."""

@@ -105,6 +105,19 @@ def test_new_rows_follow_their_seed(detector):
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
+def test_new_rows_may_start_as_the_mean_of_the_old_ones(detector):
+    with torch.no_grad():
+        for key in detector._score_rows():
+            detector.model.get_parameter(key).add_(torch.rand(2).view(2, *[1] * (detector.state()[key].ndim - 1)))
+    old, grown = detector.state(), detector.grown(("c", "d"), seed=2, head="rows", new_rows="mean").state()
+    assert set(detector._score_rows()) <= set(score_rows(detector))  # query selection has a start of its own
+    for key in detector._score_rows():
+        assert torch.equal(grown[key][:2], old[key])
+        torch.testing.assert_close(grown[key][2:], old[key].mean(0, keepdim=True).expand_as(grown[key][2:]))
+    random = detector.grown(("c", "d"), seed=2, head="rows").state()
+    assert all(torch.equal(grown[key], random[key]) for key in random if key not in detector._score_rows())
+
+
 def test_stored_and_restored_gives_the_same_outputs(adapter, detector, tmp_path):
     grown = detector.grown(("c",), seed=2, head="rows")
     store_detector(grown, tmp_path / "m.safetensors")
@@ -306,6 +319,18 @@ def test_shared_parameters_move_less_with_a_smaller_learning_rate(detector, make
         return sum((after[key] - start[key]).abs().sum().item() for key in detector.split().shared_parameters)
 
     assert moved("slow", 0.01) < 0.1 * moved("fast", 1.0)
+
+
+def test_new_class_rows_move_more_with_a_larger_learning_rate(detector, make_request):
+    def moved(folder, factor):
+        grown, _, start = later(make_request, detector, folder, row_lr_factor=factor)
+        after, rows = grown.state(), grown._rows()
+        others = [key for key in grown.split().parameters if key not in rows]
+        return [sum((after[key] - start[key]).abs().sum().item() for key in keys) for keys in (rows, others)]
+
+    (slow_rows, others), (fast_rows, same_others) = moved("slow", 1.0), moved("fast", 10.0)
+    assert fast_rows > 3 * slow_rows
+    assert same_others == pytest.approx(others, rel=0.5)
 
 
 def test_head_policies_put_the_head_together_as_they_say(detector):

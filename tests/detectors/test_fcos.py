@@ -98,12 +98,16 @@ def test_a_picture_without_a_label_is_background(detector, make_request):
 
 @pytest.mark.parametrize(("name", "kind"), [("AdamW", torch.optim.AdamW), ("SGD", torch.optim.SGD)])
 def test_the_optimizer_spares_biases_and_slows_the_backbone(detector, name, kind):
-    plan = StagePlan(shared_prefixes=("backbone.",), shared_lr_factor=0.1)
+    rows = tuple(detector._rows())
+    plan = StagePlan(shared_prefixes=("backbone.",), shared_lr_factor=0.1, rows=rows, row_lr_factor=5.0)
     settings = TrainSettings(optimizer=name, lr0=0.01)
     optimizer = _optimizer(detector.model, settings, 0.5, plan)
     assert isinstance(optimizer, kind)
     found = {(round(group["lr"], 6), group["weight_decay"]) for group in optimizer.param_groups}
-    assert found == {(0.001, 0.5), (0.001, 0.0), (0.01, 0.5), (0.01, 0.0)}
+    assert found == {(rate, decay) for rate in (0.001, 0.01, 0.05) for decay in (0.5, 0.0)}
+    named = dict(detector.model.named_parameters())
+    fast = [value for group in optimizer.param_groups if group["lr"] > 0.04 for value in group["params"]]
+    assert {id(value) for value in fast} == {id(named[name]) for name in rows}
     counted = sum(len(group["params"]) for group in optimizer.param_groups)
     assert counted == len(list(detector.model.parameters()))
 
