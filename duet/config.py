@@ -144,6 +144,12 @@ class ReplaySettings(Section):
     share: Annotated[float, Field(gt=0, le=1, description="share of the batch that is re-coloured")] = 0.5
 
 
+class AppearanceSettings(Section):
+    """Pictures of every stage, the first too, in tones, colours and textures of no domain (domain randomisation)."""
+
+    share: Annotated[float, Field(gt=0, le=1, description="share of the batch whose appearance is varied")] = 0.5
+
+
 class MethodSettings(Section):
     """What a stage trains with, how it merges, and what it does to the head, from the second task on."""
 
@@ -193,6 +199,7 @@ class MethodSettings(Section):
     distillation: DistillationSettings | None = None
     directional_consistency: DirectionalSettings | None = None
     replay: ReplaySettings | None = None
+    appearance: AppearanceSettings | None = None
     ewc: EwcSettings | None = None
     pseudo_labels: PseudoLabelSettings | None = None
     exemplars: ExemplarSettings | None = None
@@ -200,9 +207,9 @@ class MethodSettings(Section):
 
     @model_serializer(mode="wrap")
     def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Plain new rows are left out, so that runs from before there was a choice keep their keys."""
+        """What was not there before is left out where it is not used, so that earlier runs keep their keys."""
         values = handler(self)
-        plain = {"new_rows": "random", "row_lr_factor": 1.0}
+        plain = {"new_rows": "random", "row_lr_factor": 1.0, "appearance": None}
         return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
 
     @property

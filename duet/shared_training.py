@@ -25,7 +25,7 @@ from duet.series import Slice
 from duet.stage import stage_seed
 from duet.state import digest_of
 
-_PLAIN = MethodSettings(name="plain")
+_PLAIN = MethodSettings(name="plain")  # of references: nothing added
 
 
 @dataclass(frozen=True)
@@ -67,25 +67,42 @@ class SharedTrainer:
         """
         item, tasks = self.source.series.tasks[number - 1], len(self.source.series)
         title = f"stage {number}/{tasks}: {item.domain}"
-        return self._train(title, (item.domain,), item.classes, stage_seed(self.config.seed, number))
+        return self._train(title, (item.domain,), item.classes, stage_seed(self.config.seed, number), self._first)
 
     def has_alone(self, number: int) -> bool:
         """Whether :meth:`alone` has been trained before."""
         item = self.source.series.tasks[number - 1]
-        return self._made((item.domain,), item.classes, stage_seed(self.config.seed, number))
+        return self._made((item.domain,), item.classes, stage_seed(self.config.seed, number), self._first)
 
     def has_reference(self, domains: Sequence[str], classes: Sequence[str]) -> bool:
         """Whether the reference on these domains and classes has been trained before."""
         return self._made(domains, classes, stage_seed(self.config.seed, 0))
 
-    def _made(self, domains: Sequence[str], classes: Sequence[str], seed: int) -> bool:
-        return self._kept.has(self._key(domains, classes, seed))
+    @property
+    def _first(self) -> MethodSettings:
+        """What a method adds to its first stage: methods that vary no appearance share theirs."""
+        return _PLAIN.model_copy(update={"appearance": self.config.method.appearance})
 
-    def _train(self, title: str, domains: Sequence[str], classes: Sequence[str], seed: int) -> Training:
-        key = self._key(domains, classes, seed)
-        return self._kept.take(key, title, lambda folder: self._trained(title, domains, classes, seed, folder))
+    def _made(self, domains: Sequence[str], classes: Sequence[str], seed: int, method: MethodSettings = _PLAIN) -> bool:
+        return self._kept.has(self._key(domains, classes, seed, method))
 
-    def _trained(self, title: str, domains: Sequence[str], classes: Sequence[str], seed: int, folder: Path) -> Training:
+    def _train(
+        self, title: str, domains: Sequence[str], classes: Sequence[str], seed: int, method: MethodSettings = _PLAIN
+    ) -> Training:
+        def make(folder: Path) -> Training:
+            return self._trained(title, domains, classes, seed, method, folder)
+
+        return self._kept.take(self._key(domains, classes, seed, method), title, make)
+
+    def _trained(
+        self,
+        title: str,
+        domains: Sequence[str],
+        classes: Sequence[str],
+        seed: int,
+        method: MethodSettings,
+        folder: Path,
+    ) -> Training:
         images: list[LabelledImage] = [image for name in domains for image in self.domains[name].train()]
         section = self.source.section
         other = "drop"  # a slice's reference sees the whole domain and labels only its classes
@@ -98,15 +115,17 @@ class SharedTrainer:
             folder=folder / "train",
             seed=seed,
             train=self.config.train,
-            method=_PLAIN,
+            method=method,
             epochs=epochs,
             progress=self.monitor.train_step,
         )
         return Training(detector, detector.train_stage(request))
 
-    def _key(self, domains: Sequence[str], classes: Sequence[str], seed: int) -> str:
+    def _key(self, domains: Sequence[str], classes: Sequence[str], seed: int, method: MethodSettings) -> str:
+        varied = {"appearance": method.appearance.model_dump()} if method.appearance else {}
         return digest_of(
             {
+                **varied,
                 "start": self.start_digest,
                 "train": self.config.train.model_dump(mode="json", exclude={"workers"}),
                 "data": [[name, self.digests[name]] for name in domains],

@@ -81,6 +81,7 @@ def test_a_calibration_after_the_merge_is_trained_by_each(learn, trained):
         {"shared_lr_factor": 0.5},
         {"row_lr_factor": 5.0},
         {"new_rows": "mean"},
+        {"appearance": {"share": 0.25}},
         {"batch_norm": "freeze"},
         {"negatives": "new"},
         {"seed": 3},

@@ -39,9 +39,9 @@ def make_trainer(tmp_path, monkeypatch):
     monkeypatch.setenv("DUET_CACHE", str(tmp_path / "cache"))
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SERIES))
 
-    def make(method="duet", seed=0, monitor=None, **train):
+    def make(method="duet", seed=0, monitor=None, settings=None, **train):
         options = {"series": str(tmp_path / "tiny.yaml"), "detector": "fcos-tiny", "method": method, "seed": seed}
-        config = resolve_config(None, options, {"train": train})
+        config = resolve_config(None, options, {"train": train, "method": settings or {}})
         source = find_series(config.series)
         domains = open_domains(source)
         digests = {name: content_digest(domains[name].train()) for name in source.series.domains}
@@ -76,6 +76,28 @@ def test_what_decides_the_numbers_makes_another_training(trained, make_trainer, 
     make_trainer().alone(1)
     make_trainer(**other).alone(1)
     assert len(trained) == 2
+
+
+def test_a_method_that_varies_appearance_has_a_first_stage_of_its_own_and_the_same_references(
+    make_trainer, monkeypatch
+):
+    made = []
+
+    def train_stage(self, request):
+        made.append((len(self.classes), request.method.appearance and request.method.appearance.share))
+        return StageOutcome(({"loss": 1.0},), 1.0)
+
+    monkeypatch.setattr(FcosDetector, "train_stage", train_stage)
+    plain, half, quarter = (
+        make_trainer(settings={"appearance": varied}) for varied in (None, {"share": 0.5}, {"share": 0.25})
+    )
+    plain.alone(1)
+    assert not half.has_alone(1)
+    for trainer in (half, quarter, plain, half):
+        trainer.alone(1)
+    plain.joint()
+    half.joint()
+    assert made == [(3, None), (3, 0.5), (3, 0.25), (5, None)]
 
 
 def test_the_number_of_loading_workers_does_not(trained, make_trainer):

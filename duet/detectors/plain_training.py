@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from duet import processes
 from duet.config import TrainSettings
+from duet.detectors.appearance import vary
 from duet.detectors.base import StageOutcome, StageProgress, StageRequest, refuse_several
 from duet.detectors.module_detector import ModuleDetector
 from duet.detectors.plain_data import Sample, TrainingPictures
@@ -117,11 +118,15 @@ class _Stage:
         images, samples = _on_device(samples, self.request.train.device)
         if plan.past_domains and plan.own_domain is not None:
             recolour(images, plan.own_domain, plan.past_domains, plan.replay_share, self.generator)
+        taught = images
+        if plan.appearance_share:
+            taught = images.clone()
+            vary(images, plan.appearance_share, self.generator)
         _train_mode(self.model, plan)
         outputs = self.detector.raw(self.model, images)
         first = plan.old_classes if plan.negatives == "new" else 0
         own = self.detector.own_losses(images, samples, outputs, first)
-        terms, listed = self.losses(outputs, images)
+        terms, listed = self.losses(outputs, taught)
         self.optimizer.zero_grad()
         sum([*own.values(), *(term.sum() for term in terms)]).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)

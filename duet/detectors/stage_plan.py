@@ -37,6 +37,7 @@ class StagePlan:
         rows: names of the parameters with one row per class.
         row_lr_factor: their learning rate / lr0.
         past_domains, own_domain, replay_share: domain-statistics replay.
+        appearance_share: share of each batch whose appearance is varied.
         seed: of the replay's choices.
         progress: called after every step.
     """
@@ -60,6 +61,7 @@ class StagePlan:
     past_domains: tuple[DomainStatistics, ...] = ()
     own_domain: DomainStatistics | None = None
     replay_share: float = 0.0
+    appearance_share: float = 0.0
     seed: int = 0
     progress: Callable[[StageProgress], None] | None = None
 
@@ -71,7 +73,7 @@ def stage_plan(
     frozen: tuple[str, ...],
     shared_prefixes: tuple[str, ...],
 ) -> StagePlan:
-    """The plan of a request; of a first stage nothing is added.
+    """The plan of a request; in a first stage nothing but the appearance is added.
 
     Args:
         request: the stage.
@@ -81,8 +83,9 @@ def stage_plan(
         shared_prefixes: prefixes of the backbone and neck.
     """
     method = request.method
+    varied = method.appearance.share if method.appearance else 0.0
     if request.teacher is None:
-        return StagePlan(seed=request.seed, progress=request.progress)
+        return StagePlan(appearance_share=varied, seed=request.seed, progress=request.progress)
     return StagePlan(
         teacher=teacher if method.distillation else None,
         old_classes=len(request.teacher.classes),
@@ -103,6 +106,7 @@ def stage_plan(
         past_domains=request.past_domains,
         own_domain=request.own_domain,
         replay_share=method.replay.share if method.replay else 0.0,
+        appearance_share=varied,
         seed=request.seed,
         progress=request.progress,
     )

@@ -15,6 +15,7 @@ from ultralytics.utils import DEFAULT_CFG, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from duet import processes
+from duet.detectors.appearance import vary
 from duet.detectors.base import StageProgress
 from duet.detectors.replay import recolour
 from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan, not_finite
@@ -25,7 +26,8 @@ from duet.detectors.ultralytics_processes import ProcessGroupTraining
 STEPS_UNTIL_MOVED = 4
 SURELY_MOVED = 50
 
-SEED_STEP = 1_000_003  # each process re-colours other pictures
+SEED_STEP = 1_000_003  # each process re-colours and varies other pictures
+TAUGHT = "taught"  # the pictures of a batch as the teacher sees them, where the student's are varied
 
 
 class StageLoss:
@@ -45,7 +47,7 @@ class StageLoss:
     def __call__(self, batch: dict, preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss (a vector of terms) and its items by name."""
         loss, items = type(self.model).loss(self.model, batch, preds)
-        terms, listed = self.added(self.outputs, batch["img"])
+        terms, listed = self.added(self.outputs, batch.get(TAUGHT, batch["img"]))
         self.outputs = None
         return torch.cat([loss.reshape(-1), *terms]) * self.factor, {**items, **listed}
 
@@ -120,7 +122,7 @@ class StageTraining(ProcessGroupTraining):
                     module.eval()
 
     def preprocess_batch(self, batch: dict) -> dict:
-        """Ultralytics' preprocessing, then domain-statistics replay on part of the batch."""
+        """Ultralytics' preprocessing, then domain-statistics replay and varied appearance on part of the batch."""
         batch = super().preprocess_batch(batch)
         if self.plan.past_domains and self.plan.own_domain is not None:
             recolour(
@@ -130,6 +132,9 @@ class StageTraining(ProcessGroupTraining):
                 self.plan.replay_share,
                 self._generator,
             )
+        if self.plan.appearance_share:
+            batch[TAUGHT] = batch["img"].clone()
+            vary(batch["img"], self.plan.appearance_share, self._generator)
         return batch
 
     def optimizer_step(self) -> None:

@@ -9,9 +9,18 @@ import torch
 from adapters import ADAPTERS
 from PIL import Image
 
-from duet.config import DirectionalSettings, DistillationSettings, EvaluationSettings, EwcSettings, MethodSettings
+from duet.config import (
+    AppearanceSettings,
+    DirectionalSettings,
+    DistillationSettings,
+    EvaluationSettings,
+    EwcSettings,
+    MethodSettings,
+)
+from duet.detectors import plain_training, ultralytics_training
 from duet.detectors.base import Consolidation, DirectionalTarget
 from duet.detectors.families import restore_detector, store_detector
+from duet.detectors.stage_plan import AddedLosses
 from duet.errors import InputError
 
 GRID = 64  # sums of products of multiples of 1/64 are exact in float32, in whatever order they are computed
@@ -331,6 +340,38 @@ def test_new_class_rows_move_more_with_a_larger_learning_rate(detector, make_req
     (slow_rows, others), (fast_rows, same_others) = moved("slow", 1.0), moved("fast", 10.0)
     assert fast_rows > 3 * slow_rows
     assert same_others == pytest.approx(others, rel=0.5)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_the_student_alone_sees_varied_pictures(later, detector, make_request, monkeypatch):
+    def turn_over(images, share, random):
+        shares.append(share)
+        images.copy_(1 - images)
+        varied.append(images.clone())
+
+    def watch(self, outputs, images):
+        taught.append(images.clone())
+        return added(self, outputs, images)
+
+    shares, varied, taught, added = [], [], [], AddedLosses.__call__
+    for module in (ultralytics_training, plain_training):
+        monkeypatch.setattr(module, "vary", turn_over)
+    monkeypatch.setattr(AddedLosses, "__call__", watch)
+    method = MethodSettings(name="test", appearance=AppearanceSettings(share=0.25), distillation=DistillationSettings())
+    student = detector.grown(("c",), seed=2, head="rows") if later else detector
+    request = make_request(student, 1, method=method, teacher=detector.clone() if later else None)
+    student.train_stage(request)
+    assert shares and set(shares) == {0.25}  # the first stage too
+    assert all(torch.allclose(plain, 1 - seen) for plain, seen in zip(taught, varied, strict=True))
+
+
+def test_without_the_setting_nothing_is_varied(detector, make_request, monkeypatch):
+    def refuse(images, share, random):
+        raise AssertionError("varied")
+
+    for module in (ultralytics_training, plain_training):
+        monkeypatch.setattr(module, "vary", refuse)
+    detector.train_stage(make_request(detector, 1))
 
 
 def test_head_policies_put_the_head_together_as_they_say(detector):
