@@ -1,4 +1,4 @@
-"""Measure speed as ratios within one run: ``benchmark.py`` train, infer, merge, data, fuse.
+"""Measure speed as ratios within one run: ``benchmark.py`` train, stage, infer, merge, data, fuse.
 
 Absolute times depend on the machine and what else it does; the variants are run in turn, several times, and the
 medians of their ratios are printed.
@@ -20,6 +20,7 @@ from benchmark_data import data
 from benchmark_fuse import fuse
 from benchmark_infer import infer
 from benchmark_merge import merge
+from benchmark_stage import stage
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -43,6 +44,7 @@ app.command()(infer)
 app.command()(merge)
 app.command()(data)
 app.command()(fuse)
+app.command()(stage)
 
 
 @app.command()
