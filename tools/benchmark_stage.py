@@ -24,25 +24,26 @@ PLAIN = "sequential"
 
 def stage(
     methods: Annotated[list[str], typer.Argument(help="Methods to compare with plain fine-tuning.")] = ("duet",),
+    series: Annotated[str, typer.Option(help="Name or YAML; its second stage is measured.")] = "demo",
     detector: Annotated[str, typer.Option(help="yolo11n, rtdetr-tiny, …")] = "yolo11n",
     epochs: Annotated[int, typer.Option(help="Epochs of the stage.", min=1)] = 8,
     rounds: Annotated[int, typer.Option(help="How often every method is run, in turn.", min=1)] = 3,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.", min=0)] = 0,
 ) -> None:
-    """The second stage of `demo` by each method, as ratios to plain fine-tuning (`sequential`)."""
+    """A second stage by each method, as ratios to plain fine-tuning (`sequential`)."""
     names = (PLAIN, *methods)
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         order = [name for _ in range(rounds) for name in names]
         for name in track(order, description="benchmark"):
-            seconds[name].append(_seconds(name, detector, epochs, threads, Path(folder)))
+            seconds[name].append(_seconds(name, series, detector, epochs, threads, Path(folder)))
     _show(seconds)
 
 
-def _seconds(method: str, name: str, epochs: int, threads: int, folder: Path) -> dict[str, float]:
-    options = {"series": "demo", "detector": name, "method": method}
+def _seconds(method: str, series: str, name: str, epochs: int, threads: int, folder: Path) -> dict[str, float]:
+    options = {"series": series, "detector": name, "method": method}
     config = resolve_config(None, options, {"train": {"epochs": epochs, "threads": threads}})
-    source = find_series("demo")
+    source = find_series(series)
     first, second = source.series.tasks[:2]
     domains = open_domains(source)
     images = domains[second.domain].train()
