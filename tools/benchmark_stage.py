@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import track
@@ -15,6 +16,7 @@ from rich.table import Table
 from duet.datasets.domain import open_domains
 from duet.datasets.series_file import find_series
 from duet.datasets.training import colour_statistics, write_training_set
+from duet.detectors.base import Detector
 from duet.detectors.families import load_pretrained
 from duet.resolve import resolve_config
 from duet.stage import StageInput, later_stage
@@ -48,7 +50,7 @@ def _seconds(method: str, series: str, name: str, epochs: int, threads: int, fol
     domains = open_domains(source)
     images = domains[second.domain].train()
     start = load_pretrained(name)
-    previous = start.with_classes(first.classes, 0)
+    previous = _moved(start.with_classes(first.classes, 0))
     classes = source.series.classes_until(2)
     base, shared = start.state(), start.split(config.method.towers == "shared").shared
     data = write_training_set(images, second.classes, classes, folder / "data", "drop")
@@ -65,6 +67,16 @@ def _seconds(method: str, series: str, name: str, epochs: int, threads: int, fol
         before_previous=base,
     )
     return later_stage(item, config, None).seconds
+
+
+def _moved(detector: Detector) -> Detector:
+    """As after a first stage: away from the pretrained weights, so that the last update has a direction."""
+    generator = torch.Generator().manual_seed(0)
+    state = detector.state()
+    for key in detector.split(shared_towers=True).shared_parameters:
+        state[key] = state[key] + 1e-3 * torch.randn(state[key].shape, generator=generator)
+    detector.load_state(state)
+    return detector
 
 
 def _show(seconds: dict[str, list[dict[str, float]]]) -> None:
