@@ -195,7 +195,7 @@ def open_artefact(path: Path, trust: bool = False) -> Artefact:
     if not isinstance(values, dict):
         raise InputError(f"{path}: damaged, its record is no mapping")
     record = validate(Record, values, f"{path}, record")
-    if listed is not None and listed != record.model_dump(mode="json"):
+    if listed is not None and listed != values:
         raise InputError(f"{path.with_name('detector.json')}: was changed, its record is not that of {path.name}")
     detector = restore_detector(path)
     if detector.classes != record.classes:

@@ -205,13 +205,6 @@ class MethodSettings(Section):
     exemplars: ExemplarSettings | None = None
     calibration_epochs: Annotated[int, Field(ge=0, description="head-only epochs on the merged model")] = 0
 
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What was not there before is left out where it is not used, so that earlier runs keep their keys."""
-        values = handler(self)
-        plain = {"new_rows": "random", "row_lr_factor": 1.0, "appearance": None}
-        return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
-
     @property
     def holds_rows(self) -> bool:
         """Whether the old class rows stand still while a later stage trains."""
@@ -222,7 +215,7 @@ class MethodSettings(Section):
 
         Methods that agree in it, such as one method with several mergers, train alike from the same model.
         """
-        values = self.model_dump(mode="json", exclude={"name", "merge", "calibration_epochs", "old_rows"})
+        values = _as_before(self.model_dump(mode="json", exclude={"name", "merge", "calibration_epochs", "old_rows"}))
         return {
             **values,
             "towers": self.towers == "shared",
@@ -267,7 +260,18 @@ class RunConfig(Section):
 
     def deciding(self) -> dict[str, Any]:
         """What decides the run's numbers, as plain values: not where data lie, what logs them, or how sure they are."""
+        values = self.settings()
+        return {**values, "method": _as_before(values["method"])}
+
+    def settings(self) -> dict[str, Any]:
+        """The same with every setting written out, for results and loggers."""
         return self.model_dump(mode="json", exclude={"root": True, "loggers": True, "evaluation": {"bootstrap"}})
+
+
+def _as_before(method: dict[str, Any]) -> dict[str, Any]:
+    """What there was no choice of at first is left out where it is as it was, so that earlier runs keep their keys."""
+    plain = {"new_rows": "random", "row_lr_factor": 1.0, "appearance": None}
+    return {key: value for key, value in method.items() if key not in plain or value != plain[key]}
 
 
 def validate(model: type[Section], values: Mapping[str, Any], source: str) -> Any:

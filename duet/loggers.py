@@ -140,7 +140,7 @@ class RunLoggers(AbstractContextManager):
     def _opened(self) -> dict[str, LogTarget]:
         if self._targets is None:
             self._targets = {}
-            settings = self.config.deciding()
+            settings = self.config.settings()
             notes = RunNotes(self.folder, Path(self.config.series).stem, self.folder.resolve().name, settings)
             for name in self.config.loggers:
                 done = self._logged[name]

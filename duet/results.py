@@ -98,7 +98,7 @@ def results_document(
         "detector": config.detector,
         "method": config.method.name,
         "seed": config.seed,
-        "settings": config.deciding(),
+        "settings": config.settings(),
         "versions": versions(),
         "reference": dict(reference),
         "stages": [dict(stage) for stage in stages],

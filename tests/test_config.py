@@ -126,9 +126,18 @@ def test_sections_are_immutable_and_refuse_nonsense():
         validate(RunConfig, {}, "here")
 
 
-def test_how_new_rows_start_and_learn_is_written_down_only_where_it_is_not_as_it_always_was():
-    """So that runs from before there was a choice keep their fingerprints."""
-    assert not {"new_rows", "row_lr_factor"} & set(MethodSettings(name="m").model_dump())
-    changed = MethodSettings(name="m", new_rows="mean", row_lr_factor=5.0)
-    assert MethodSettings(**changed.model_dump()) == changed
-    assert changed.of_training()["row_lr_factor"] == 5.0
+@pytest.mark.parametrize("name", METHODS)
+def test_a_written_configuration_gives_the_same_settings_when_it_is_read(name, tmp_path):
+    taken_away = {"method": {"new_rows": "random", "row_lr_factor": 1.0, "appearance": None}}
+    config = resolve_config(None, {"series": "demo", "method": name}, taken_away)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert resolve_config(tmp_path / "config.yaml", {}).method == config.method
+
+
+def test_what_there_was_no_choice_of_is_in_a_key_only_where_it_is_not_as_it_was():
+    """So that earlier runs and trainings keep their fingerprints."""
+    later = {"new_rows", "row_lr_factor", "appearance"}
+    plain, changed = (resolve_config(None, {"series": "demo", "method": name}) for name in ("sequential", "duet"))
+    assert not later & set(plain.deciding()["method"]) and not later & set(plain.method.of_training())
+    assert later <= set(plain.settings()["method"])
+    assert changed.deciding()["method"]["row_lr_factor"] == changed.method.of_training()["row_lr_factor"] == 5.0

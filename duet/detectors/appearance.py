@@ -15,7 +15,8 @@ def vary(images: Tensor, share: float, generator: torch.Generator) -> None:
     """Change the appearance of part of a batch at random, in place; boxes stay where they are.
 
     Each chosen picture goes through two changes drawn from `_CHANGES`, each of a random strength. Domain
-    randomisation (Tobin et al., IROS 2017) with common picture operations; none of the domain shifts is among them.
+    randomisation (Tobin et al., IROS 2017) with common picture operations. None of the domain shifts is among them,
+    though comic and watercolour have few levels too.
 
     Args:
         images: (B, 3, H, W), 0 to 1.
