@@ -74,6 +74,12 @@ def write_split(
     if of is not None:
         divided = {f"{of}-{split}": names for split, names in divided.items()}
     files = {split: folder / f"{split}.txt" for split in divided}
+    before = f"{of}-" if of is not None else ""
+    stale = [
+        path for name in shares if (path := folder / f"{before}{name}.txt").exists() and path not in files.values()
+    ]
+    if stale:
+        raise InputError(f"{stale[0]}: this earlier list would share images with the new ones; remove it first")
     present = [path for path in files.values() if path.exists()]
     if present and not overwrite:
         raise InputError(f"{present[0]}: there is such a list; --overwrite replaces it")

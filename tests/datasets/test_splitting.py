@@ -66,6 +66,8 @@ def test_one_split_is_divided_and_stays_itself(format, tmp_path):
     assert {f"{name}.txt" for name in lists} - before == {"train-train.txt", "train-val.txt"}
     assert lists["train-train"] | lists["train-val"] == lists["train"]
     assert not lists["train-train"] & lists["train-val"]
+    with pytest.raises(InputError, match=r"train-val\.txt: this earlier list would share images with the new ones"):
+        write_split(open_folder(place), {"train": 0.5, "test": 0.5, "val": 0}, 0, True, of="train")
     with pytest.raises(InputError, match="no split 'val'; it has train, test"):
         write_split(open_folder(place), {"train": 1.0}, 0, False, of="val")
 
