@@ -6,8 +6,8 @@ section, the configuration file, and the ``--set`` options. The resolved configu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Set
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -15,9 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
 )
 
 from duet.documents import parse_yaml
@@ -43,9 +41,19 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    # Settings that came later, with what was done before there was a choice.
+    AS_BEFORE: ClassVar[Mapping[str, Any]] = {}
+
+    def keyed(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
+        """The settings as a part of a key: without those that are as before, so that earlier runs keep their keys."""
+        values = self.model_dump(mode="json", exclude=set(exclude))
+        return {key: value for key, value in values.items() if (key, value) not in self.AS_BEFORE.items()}
+
 
 class TrainSettings(Section):
     """How every stage trains. The names are Ultralytics' own where it has one."""
+
+    AS_BEFORE = {"processes": 1}
 
     epochs: Annotated[int, Field(ge=1, description="epochs per stage")] = 100
     batch: Annotated[int, Field(ge=1, description="images per step")] = 16
@@ -82,14 +90,6 @@ class TrainSettings(Section):
     def in_one_process(self) -> TrainSettings:
         """The same settings for one process, on the first device of a list."""
         return self.model_copy(update={"processes": 1, "device": self.device.split(",")[0]})
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """One process is left out, so that runs and cached trainings from before there was a choice keep their keys."""
-        values = handler(self)
-        if values.get("processes") == 1:
-            del values["processes"]
-        return values
 
 
 class DistillationSettings(Section):
@@ -153,6 +153,8 @@ class AppearanceSettings(Section):
 class MethodSettings(Section):
     """What a stage trains with, how it merges, and what it does to the head, from the second task on."""
 
+    AS_BEFORE = {"new_rows": "random", "row_lr_factor": 1.0, "appearance": None}
+
     name: str
     joint: Annotated[bool, Field(description="one training on all domains with all labels")] = False
     start: Annotated[
@@ -215,9 +217,8 @@ class MethodSettings(Section):
 
         Methods that agree in it, such as one method with several mergers, train alike from the same model.
         """
-        values = _as_before(self.model_dump(mode="json", exclude={"name", "merge", "calibration_epochs", "old_rows"}))
         return {
-            **values,
+            **self.keyed(exclude={"name", "merge", "calibration_epochs", "old_rows"}),
             "towers": self.towers == "shared",
             "batch_norm": self.batch_norm == "freeze",
             "holds_rows": self.holds_rows,
@@ -260,18 +261,11 @@ class RunConfig(Section):
 
     def deciding(self) -> dict[str, Any]:
         """What decides the run's numbers, as plain values: not where data lie, what logs them, or how sure they are."""
-        values = self.settings()
-        return {**values, "method": _as_before(values["method"])}
+        return {**self.settings(), "method": self.method.keyed(), "train": self.train.keyed()}
 
     def settings(self) -> dict[str, Any]:
         """The same with every setting written out, for results and loggers."""
         return self.model_dump(mode="json", exclude={"root": True, "loggers": True, "evaluation": {"bootstrap"}})
-
-
-def _as_before(method: dict[str, Any]) -> dict[str, Any]:
-    """What there was no choice of at first is left out where it is as it was, so that earlier runs keep their keys."""
-    plain = {"new_rows": "random", "row_lr_factor": 1.0, "appearance": None}
-    return {key: value for key, value in method.items() if key not in plain or value != plain[key]}
 
 
 def validate(model: type[Section], values: Mapping[str, Any], source: str) -> Any:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from psutil import pid_exists
@@ -57,6 +58,25 @@ def disk_error(error: BaseException, path: Path) -> DiskError | None:
         return None
     sentence = f"{path}: {os.strerror(code)}{_free(code, path)}; what stood there before stays"
     return DiskError(sentence, code)
+
+
+def move_into_place(part: Path, folder: Path, is_whole: Callable[[Path], bool]) -> None:
+    """Rename a finished folder to its name; where another process finished the same one meanwhile, ours goes away.
+
+    Args:
+        part: the finished folder.
+        folder: its place.
+        is_whole: whether what stands there is finished.
+
+    Raises:
+        OSError: when it cannot be renamed, and nothing finished stands there.
+    """
+    try:
+        part.rename(folder)
+    except OSError:
+        if not is_whole(folder):
+            raise
+        shutil.rmtree(part)
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

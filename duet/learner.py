@@ -199,7 +199,7 @@ class Learner:
         if method.pseudo_labels is not None:
             self.monitor.begin(f"pseudo-labels of stage {task}", len(trained))
             evaluation, size = self.config.evaluation, self.config.train.image_size
-            trained = pseudo_labelled(trained, previous, classes, method.pseudo_labels, evaluation, size)
+            trained = pseudo_labelled(trained, previous, method.pseudo_labels, evaluation, size)
             write_json(folder / "pseudo-labels.json", count_pseudo_labels(trained))
             note = "solid: labels of the new classes · dashed: pseudo-labels of old classes, with their score"
             known = self.series.classes_until(task)

@@ -29,6 +29,23 @@ _PLAIN = MethodSettings(name="plain")  # of references: nothing added
 
 
 @dataclass(frozen=True)
+class _Job:
+    """A training from the pretrained weights.
+
+    Args:
+        domains: whose training images are taken.
+        classes: that are labelled and learned.
+        seed: of the class rows and the training.
+        method: what is added to a plain training.
+    """
+
+    domains: tuple[str, ...]
+    classes: tuple[str, ...]
+    seed: int
+    method: MethodSettings = _PLAIN
+
+
+@dataclass(frozen=True)
 class SharedTrainer:
     """Trains or fetches the references and first stages of one run.
 
@@ -53,11 +70,11 @@ class SharedTrainer:
     def joint(self) -> Training:
         """One model on all domains with all labels of the series' classes."""
         series = self.source.series
-        return self._train("joint training", series.domains, series.classes, stage_seed(self.config.seed, 0))
+        return self._train("joint training", self._reference(series.domains, series.classes))
 
     def individual(self, item: Slice) -> Training:
         """A model that is trained on the slice's classes in its domain only."""
-        return self._train(f"reference {item.label}", (item.domain,), item.classes, stage_seed(self.config.seed, 0))
+        return self._train(f"reference {item.label}", self._reference((item.domain,), item.classes))
 
     def alone(self, number: int) -> Training:
         """The model of one task by itself, from the pretrained weights: stage 1 of every method.
@@ -66,72 +83,58 @@ class SharedTrainer:
             number: of the task, from 1.
         """
         item, tasks = self.source.series.tasks[number - 1], len(self.source.series)
-        title = f"stage {number}/{tasks}: {item.domain}"
-        return self._train(title, (item.domain,), item.classes, stage_seed(self.config.seed, number), self._first)
+        return self._train(f"stage {number}/{tasks}: {item.domain}", self._first(number))
 
     def has_alone(self, number: int) -> bool:
         """Whether :meth:`alone` has been trained before."""
-        item = self.source.series.tasks[number - 1]
-        return self._made((item.domain,), item.classes, stage_seed(self.config.seed, number), self._first)
+        return self._kept.has(self._key(self._first(number)))
 
     def has_reference(self, domains: Sequence[str], classes: Sequence[str]) -> bool:
         """Whether the reference on these domains and classes has been trained before."""
-        return self._made(domains, classes, stage_seed(self.config.seed, 0))
+        return self._kept.has(self._key(self._reference(domains, classes)))
 
-    @property
-    def _first(self) -> MethodSettings:
-        """What a method adds to its first stage: methods that vary no appearance share theirs."""
-        return _PLAIN.model_copy(update={"appearance": self.config.method.appearance})
+    def _reference(self, domains: Sequence[str], classes: Sequence[str]) -> _Job:
+        return _Job(tuple(domains), tuple(classes), stage_seed(self.config.seed, 0))
 
-    def _made(self, domains: Sequence[str], classes: Sequence[str], seed: int, method: MethodSettings = _PLAIN) -> bool:
-        return self._kept.has(self._key(domains, classes, seed, method))
+    def _first(self, number: int) -> _Job:
+        """Methods that vary no appearance share their first stage."""
+        item = self.source.series.tasks[number - 1]
+        method = _PLAIN.model_copy(update={"appearance": self.config.method.appearance})
+        return _Job((item.domain,), item.classes, stage_seed(self.config.seed, number), method)
 
-    def _train(
-        self, title: str, domains: Sequence[str], classes: Sequence[str], seed: int, method: MethodSettings = _PLAIN
-    ) -> Training:
-        def make(folder: Path) -> Training:
-            return self._trained(title, domains, classes, seed, method, folder)
+    def _train(self, title: str, job: _Job) -> Training:
+        return self._kept.take(self._key(job), title, lambda folder: self._trained(title, job, folder))
 
-        return self._kept.take(self._key(domains, classes, seed, method), title, make)
-
-    def _trained(
-        self,
-        title: str,
-        domains: Sequence[str],
-        classes: Sequence[str],
-        seed: int,
-        method: MethodSettings,
-        folder: Path,
-    ) -> Training:
-        images: list[LabelledImage] = [image for name in domains for image in self.domains[name].train()]
+    def _trained(self, title: str, job: _Job, folder: Path) -> Training:
+        images: list[LabelledImage] = [image for name in job.domains for image in self.domains[name].train()]
         section = self.source.section
         other = "drop"  # a slice's reference sees the whole domain and labels only its classes
-        data = write_training_set(images, classes, classes, folder / "data", other, section.unlabelled_images)
+        data = write_training_set(images, job.classes, job.classes, folder / "data", other, section.unlabelled_images)
         epochs = self.config.train.epochs
         self.monitor.begin(title, epochs * -(-data.images // self.config.train.batch))
-        detector = self.start.with_classes(classes, seed)
+        detector = self.start.with_classes(job.classes, job.seed)
         request = StageRequest(
             data=data.data,
             folder=folder / "train",
-            seed=seed,
+            seed=job.seed,
             train=self.config.train,
-            method=method,
+            method=job.method,
             epochs=epochs,
             progress=self.monitor.train_step,
         )
         return Training(detector, detector.train_stage(request))
 
-    def _key(self, domains: Sequence[str], classes: Sequence[str], seed: int, method: MethodSettings) -> str:
-        varied = {"appearance": method.appearance.model_dump()} if method.appearance else {}
+    def _key(self, job: _Job) -> str:
+        varied = {"appearance": job.method.appearance.model_dump()} if job.method.appearance else {}
         return digest_of(
             {
                 **varied,
                 "start": self.start_digest,
-                "train": self.config.train.model_dump(mode="json", exclude={"workers"}),
-                "data": [[name, self.digests[name]] for name in domains],
-                "classes": list(classes),
+                "train": self.config.train.keyed(exclude={"workers"}),
+                "data": [[name, self.digests[name]] for name in job.domains],
+                "classes": list(job.classes),
                 "unlabelled": self.source.section.unlabelled_images,
-                "seed": seed,
+                "seed": job.seed,
                 "versions": keyed_versions(),
             }
         )

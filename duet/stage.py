@@ -213,7 +213,7 @@ def _training_key(detector: Detector, request: StageRequest, item: StageInput) -
             **{name: weights_digest(state) for name, state in tensors.items()},
             "classes": list(detector.classes),
             "data": [content_hash(item.data.data.parent / part) for part in ("images", "labels")],
-            "train": request.train.model_dump(mode="json", exclude={"workers"}),
+            "train": request.train.keyed(exclude={"workers"}),
             "method": request.method.of_training(),
             "epochs": request.epochs,
             "domains": [asdict(domain) for domain in (*request.past_domains, request.own_domain) if domain],

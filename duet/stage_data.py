@@ -35,17 +35,15 @@ def own_labels(
 def pseudo_labelled(
     images: Sequence[LabelledImage],
     teacher: Detector,
-    classes: Sequence[str],
     settings: PseudoLabelSettings,
     evaluation: EvaluationSettings,
     image_size: int,
 ) -> list[LabelledImage]:
-    """The images with the teacher's confident detections of old classes in place of any other label.
+    """The images with the teacher's confident detections of old classes beside their labels.
 
     Args:
-        images: the new task's images.
+        images: the new task's images, with the labels of the new classes only (`own_labels`).
         teacher: the model of the previous task.
-        classes: the new classes, whose labels stay.
         settings: thresholds.
         evaluation: of the prediction.
         image_size: side of the teacher's input.
@@ -54,7 +52,7 @@ def pseudo_labelled(
         One entry per image, in their order; a pseudo-label's line says ``pseudo-label 0.87`` with its score.
     """
     found = dict(teacher.predict([image.path for image in images], image_size, evaluation))
-    return [_with_detections(image, found[image.path], settings) for image in own_labels(images, classes)]
+    return [_with_detections(image, found[image.path], settings) for image in images]
 
 
 def exemplars(

@@ -1,5 +1,6 @@
 import pytest
 import yaml
+from tiny_series import SERIES
 
 from duet.config import MethodSettings, RunConfig, overlay, parse_assignments, validate
 from duet.documents import read_yaml
@@ -132,6 +133,13 @@ def test_a_written_configuration_gives_the_same_settings_when_it_is_read(name, t
     config = resolve_config(None, {"series": "demo", "method": name}, taken_away)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert resolve_config(tmp_path / "config.yaml", {}).method == config.method
+
+
+def test_one_process_in_place_of_the_series_two_is_written_down(tmp_path):
+    (tmp_path / "series.yaml").write_text(yaml.safe_dump({**SERIES, "train": {"processes": 2}}))
+    config = resolve_config(None, {"series": str(tmp_path / "series.yaml")}, {"train": {"processes": 1}})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert resolve_config(tmp_path / "config.yaml", {}).train.process_count == 1
 
 
 def test_what_there_was_no_choice_of_is_in_a_key_only_where_it_is_not_as_it_was():

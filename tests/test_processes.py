@@ -67,7 +67,7 @@ def test_processes_of_settings(values, count, device):
 
 
 def test_one_process_leaves_the_keys_of_runs_and_cached_trainings_as_they_were():
-    assert "processes" not in TrainSettings().model_dump(mode="json", exclude={"workers"})
+    assert "processes" not in TrainSettings().keyed(exclude={"workers"})
     method = method_settings("duet")
     assert "processes" not in RunConfig(method=method).deciding()["train"]
     several = RunConfig(method=method, train={"processes": 2})

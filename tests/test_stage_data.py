@@ -32,7 +32,8 @@ class Says:
 
 
 def labelled(images, found, **settings):
-    return pseudo_labelled(images, Says(found), ("new",), PseudoLabelSettings(**settings), EvaluationSettings(), 64)
+    own = own_labels(images, ("new",))
+    return pseudo_labelled(own, Says(found), PseudoLabelSettings(**settings), EvaluationSettings(), 64)
 
 
 def test_sure_detections_that_touch_no_new_object_become_labels():

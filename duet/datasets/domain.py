@@ -19,6 +19,7 @@ from duet.datasets.series_file import DomainFiles, DomainSection, SeriesFile
 from duet.datasets.shifted import Shift, draw_shifted, shifted_images
 from duet.datasets.source import Source
 from duet.datasets.yolo import read_class_names
+from duet.disk import move_into_place
 from duet.errors import InputError, nearest
 from duet.paths import cache_folder
 from duet.state import digest_of
@@ -146,10 +147,5 @@ def _shifted(
         part.mkdir(parents=True)
         report = (lambda done, total: progress(f"draw {name}: {shift.name}", done, total)) if progress else None
         draw_shifted(images, shift, part, report)
-        try:
-            part.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            shutil.rmtree(part)  # another process drew the same pictures in the meantime
+        move_into_place(part, folder, Path.is_dir)
     return shifted_images(images, folder)

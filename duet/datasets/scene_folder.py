@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 
 from duet.datasets.pasting import Scene
+from duet.disk import move_into_place
 
 Split = Literal["train", "test"]
 Render = Callable[[str, int], Scene]  # (domain, number of the scene) → the scene
@@ -77,7 +77,7 @@ def write_scenes(root: Path, settings: SceneSource, progress: Callable[[int, int
         ValueError: when the objects lack one of the classes.
     """
     folder = Path(root) / settings.folder_name
-    if (folder / _INDEX_FILE).is_file():
+    if _is_whole(folder):
         return folder
     renderers = {split: settings.renderer(split) for split in _SPLITS}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,9 @@ def write_scenes(root: Path, settings: SceneSource, progress: Callable[[int, int
         index = {"generator": settings.generator_version, "settings": asdict(settings), "sha256": content_hash(part)}
         (part / _INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         part.chmod(0o755)  # mkdtemp keeps others out; the cache may be shared
-        _move_into_place(part, folder)
+        if folder.exists() and not _is_whole(folder):  # half written by other means
+            shutil.rmtree(folder)
+        move_into_place(part, folder, _is_whole)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -142,13 +144,5 @@ def _label_text(scene: Scene) -> str:
     return "".join(lines)
 
 
-def _move_into_place(part: Path, folder: Path) -> None:
-    """Rename; what stands there without an index was half written by other means and goes away first."""
-    if folder.exists() and not (folder / _INDEX_FILE).is_file():
-        shutil.rmtree(folder)
-    try:
-        os.rename(part, folder)
-    except OSError:
-        # Another process finished the same scenes in the meantime: its files are ours, byte for byte.
-        if not (folder / _INDEX_FILE).is_file():
-            raise
+def _is_whole(folder: Path) -> bool:
+    return (folder / _INDEX_FILE).is_file()

@@ -71,19 +71,15 @@ def write_split(
     whole = open_reader(Source(dataset.format, images, labels, dataset.names, listed), refuse)
     folder = {"voc": images.parent / "ImageSets" / "Main", "coco": labels.parent, "yolo": images.parent}[dataset.format]
     divided = split_names(whole.images, shares, seed)
-    if of is not None:
-        divided = {f"{of}-{split}": names for split, names in divided.items()}
-    files = {split: folder / f"{split}.txt" for split in divided}
-    before = f"{of}-" if of is not None else ""
-    stale = [
-        path for name in shares if (path := folder / f"{before}{name}.txt").exists() and path not in files.values()
-    ]
+    lists = {split: folder / f"{split if of is None else f'{of}-{split}'}.txt" for split in shares}
+    stale = [path for split, path in lists.items() if split not in divided and path.exists()]
     if stale:
         raise InputError(f"{stale[0]}: this earlier list would share images with the new ones; remove it first")
-    present = [path for path in files.values() if path.exists()]
+    files = {lists[split]: names for split, names in divided.items()}
+    present = [path for path in files if path.exists()]
     if present and not overwrite:
         raise InputError(f"{present[0]}: there is such a list; --overwrite replaces it")
-    for split, names in divided.items():
+    for path, names in files.items():
         lines = [Path(name).stem if dataset.format == "voc" else Path(name).name for name in names]
-        write_text(files[split], "".join(f"{line}\n" for line in lines))
-    return {split: len(names) for split, names in divided.items()}
+        write_text(path, "".join(f"{line}\n" for line in lines))
+    return {path.stem: len(names) for path, names in files.items()}

@@ -14,12 +14,10 @@ from torch.utils.data import DataLoader
 
 from duet import processes
 from duet.config import TrainSettings
-from duet.detectors.appearance import vary
 from duet.detectors.base import StageOutcome, StageProgress, StageRequest, refuse_several
 from duet.detectors.module_detector import ModuleDetector
 from duet.detectors.plain_data import Sample, TrainingPictures
-from duet.detectors.replay import recolour
-from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan, not_finite
+from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan, change_domains, not_finite
 
 LARGEST_GRADIENT = 10.0  # norm that gradients are cut to, as in Ultralytics' trainer
 STEPS_UNTIL_MOVED = 4  # before that teacher and student may rightly be equal
@@ -116,12 +114,7 @@ class _Stage:
     def _step(self, samples: list[Sample]) -> dict[str, float]:
         plan = self.plan
         images, samples = _on_device(samples, self.request.train.device)
-        if plan.past_domains and plan.own_domain is not None:
-            recolour(images, plan.own_domain, plan.past_domains, plan.replay_share, self.generator)
-        taught = images
-        if plan.appearance_share:
-            taught = images.clone()
-            vary(images, plan.appearance_share, self.generator)
+        taught = change_domains(images, plan, self.generator)
         _train_mode(self.model, plan)
         outputs = self.detector.raw(self.model, images)
         first = plan.old_classes if plan.negatives == "new" else 0

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from duet.config import DirectionalSettings, DistillationSettings, EwcSettings
+from duet.detectors.appearance import vary
 from duet.detectors.base import Consolidation, DomainStatistics, StageProgress, StageRequest
+from duet.detectors.replay import recolour
 from duet.errors import TrainingStopped
 from duet.losses.directional import directional_consistency
 from duet.losses.ewc import ewc_penalty
@@ -110,6 +112,26 @@ def stage_plan(
         seed=request.seed,
         progress=request.progress,
     )
+
+
+def change_domains(images: Tensor, plan: StagePlan, generator: torch.Generator) -> Tensor:
+    """Domain-statistics replay, then varied appearance, on part of a batch, in place.
+
+    Args:
+        images: (B, 3, H, W), 0 to 1; as the student sees them afterwards.
+        plan: of the stage.
+        generator: of the choices.
+
+    Returns:
+        The batch as the teacher sees it: re-coloured, and not varied.
+    """
+    if plan.past_domains and plan.own_domain is not None:
+        recolour(images, plan.own_domain, plan.past_domains, plan.replay_share, generator)
+    if not plan.appearance_share:
+        return images
+    taught = images.clone()
+    vary(images, plan.appearance_share, generator)
+    return taught
 
 
 class AddedLosses:

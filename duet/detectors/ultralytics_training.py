@@ -15,10 +15,8 @@ from ultralytics.utils import DEFAULT_CFG, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from duet import processes
-from duet.detectors.appearance import vary
 from duet.detectors.base import StageProgress
-from duet.detectors.replay import recolour
-from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan, not_finite
+from duet.detectors.stage_plan import AddedLosses, HeldRows, StagePlan, change_domains, not_finite
 from duet.detectors.ultralytics_processes import ProcessGroupTraining
 
 # At the first step teacher and student are equal and the warm-up's learning rate is zero, so that both added losses
@@ -27,7 +25,7 @@ STEPS_UNTIL_MOVED = 4
 SURELY_MOVED = 50
 
 SEED_STEP = 1_000_003  # each process re-colours and varies other pictures
-TAUGHT = "taught"  # the pictures of a batch as the teacher sees them, where the student's are varied
+TAUGHT = "taught"  # the pictures of a batch as the teacher sees them
 
 
 class StageLoss:
@@ -47,7 +45,7 @@ class StageLoss:
     def __call__(self, batch: dict, preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss (a vector of terms) and its items by name."""
         loss, items = type(self.model).loss(self.model, batch, preds)
-        terms, listed = self.added(self.outputs, batch.get(TAUGHT, batch["img"]))
+        terms, listed = self.added(self.outputs, batch[TAUGHT])
         self.outputs = None
         return torch.cat([loss.reshape(-1), *terms]) * self.factor, {**items, **listed}
 
@@ -124,17 +122,7 @@ class StageTraining(ProcessGroupTraining):
     def preprocess_batch(self, batch: dict) -> dict:
         """Ultralytics' preprocessing, then domain-statistics replay and varied appearance on part of the batch."""
         batch = super().preprocess_batch(batch)
-        if self.plan.past_domains and self.plan.own_domain is not None:
-            recolour(
-                batch["img"],
-                self.plan.own_domain,
-                self.plan.past_domains,
-                self.plan.replay_share,
-                self._generator,
-            )
-        if self.plan.appearance_share:
-            batch[TAUGHT] = batch["img"].clone()
-            vary(batch["img"], self.plan.appearance_share, self._generator)
+        batch[TAUGHT] = change_domains(batch["img"], self.plan, self._generator)
         return batch
 
     def optimizer_step(self) -> None:

@@ -17,7 +17,7 @@ from duet.config import (
     EwcSettings,
     MethodSettings,
 )
-from duet.detectors import plain_training, ultralytics_training
+from duet.detectors import stage_plan
 from duet.detectors.base import Consolidation, DirectionalTarget
 from duet.detectors.families import restore_detector, store_detector
 from duet.detectors.stage_plan import AddedLosses
@@ -354,8 +354,7 @@ def test_the_student_alone_sees_varied_pictures(later, detector, make_request, m
         return added(self, outputs, images)
 
     shares, varied, taught, added = [], [], [], AddedLosses.__call__
-    for module in (ultralytics_training, plain_training):
-        monkeypatch.setattr(module, "vary", turn_over)
+    monkeypatch.setattr(stage_plan, "vary", turn_over)
     monkeypatch.setattr(AddedLosses, "__call__", watch)
     method = MethodSettings(name="test", appearance=AppearanceSettings(share=0.25), distillation=DistillationSettings())
     student = detector.grown(("c",), seed=2, head="rows") if later else detector
@@ -369,8 +368,7 @@ def test_without_the_setting_nothing_is_varied(detector, make_request, monkeypat
     def refuse(images, share, random):
         raise AssertionError("varied")
 
-    for module in (ultralytics_training, plain_training):
-        monkeypatch.setattr(module, "vary", refuse)
+    monkeypatch.setattr(stage_plan, "vary", refuse)
     detector.train_stage(make_request(detector, 1))
 
 
