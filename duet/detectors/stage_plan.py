@@ -221,7 +221,7 @@ class HeldRows:
 def _aligned(
     what: str, model: nn.Module, previous: Mapping[str, Tensor], constants: Mapping[str, Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Trained parameters, their earlier values and their constants, in one order."""
+    """Trained parameters, their earlier values and their constants, in one order and laid out alike in memory."""
     parameters = dict(model.named_parameters())
     missing = [key for key in previous if key not in parameters or key not in constants]
     if missing or not previous:
@@ -230,12 +230,11 @@ def _aligned(
             f"model{', for example ' + repr(missing[0]) if missing else ''}"
         )
     keys = [key for key in previous if parameters[key].requires_grad]
-    device = next(model.parameters()).device
-    return (
-        [parameters[key] for key in keys],
-        [previous[key].to(device) for key in keys],
-        [constants[key].to(device) for key in keys],
-    )
+
+    def laid_out(values: Mapping[str, Tensor]) -> list[Tensor]:
+        return [torch.empty_like(parameters[key]).copy_(values[key]) for key in keys]
+
+    return [parameters[key] for key in keys], laid_out(previous), laid_out(constants)
 
 
 def not_finite(loss: str, epoch: int, rate: float) -> TrainingStopped:

@@ -401,6 +401,14 @@ def test_the_same_seed_gives_the_same_weights(detector, make_request):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_a_training_leaves_the_memory_layout_as_it_was(detector, make_request):
+    before = detector.state()
+    detector.train_stage(make_request(detector, 0))
+    after = detector.state()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    assert all(after[key].stride() == before[key].stride() for key in before)
+
+
 def test_squared_gradients_are_there_for_every_parameter_and_change_nothing(detector, make_request):
     before = detector.state()
     values = detector.squared_gradients(make_request(detector, 0))
