@@ -33,13 +33,12 @@ from duet.loggers import LoggedMonitor, RunLoggers
 from duet.monitor import Monitor
 from duet.planning import planned_steps, refuse_bad_training_data
 from duet.reference import score_references
-from duet.report.sample_pages import sample_page
 from duet.report.tables import stage_table
 from duet.results import stage_entry
 from duet.run_outputs import RunOutputs, example_detections
 from duet.shared_training import SharedTrainer
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
-from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled, pseudo_score
+from duet.stage_data import exemplars, label_by_teacher, own_labels
 from duet.state import RunState, digest_of, only_user, write_json, write_text
 from duet.uncertainty import REFERENCE_FILE
 from duet.way_on import way_on
@@ -47,7 +46,6 @@ from duet.weights import weights_digest
 
 EXAMPLES = 4  # test images per domain whose detections are kept for the report
 EXAMPLE_SCORE = 0.25
-PSEUDO_SAMPLES = 12  # pictures on the page that shows pseudo-labels
 
 
 class Learner:
@@ -197,13 +195,8 @@ class Learner:
             return images, classes, self.source.section.other_labels
         trained = own_labels(images, classes, self.source.section.unlabelled_images)
         if method.pseudo_labels is not None:
-            self.monitor.begin(f"pseudo-labels of stage {task}", len(trained))
-            evaluation, size = self.config.evaluation, self.config.train.image_size
-            trained = pseudo_labelled(trained, previous, method.pseudo_labels, evaluation, size)
-            write_json(folder / "pseudo-labels.json", count_pseudo_labels(trained))
-            note = "solid: labels of the new classes · dashed: pseudo-labels of old classes, with their score"
             known = self.series.classes_until(task)
-            sample_page(trained, known, folder / "pseudo-labels.png", PSEUDO_SAMPLES, scores=pseudo_score, note=note)
+            trained = label_by_teacher(trained, known, previous, self.config, folder, self.monitor)
         if method.exemplars is not None:
             earlier = [(item.domain, item.classes) for item in self.series.tasks[: task - 1]]
             kept = {domain: self.domains[domain].train() for domain, _ in earlier}

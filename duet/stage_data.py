@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from duet.config import EvaluationSettings, ExemplarSettings, PseudoLabelSettings
+from duet.config import EvaluationSettings, ExemplarSettings, PseudoLabelSettings, RunConfig
 from duet.datasets.images import LabelledImage
 from duet.detectors.base import Detections, Detector
+from duet.monitor import Monitor
+from duet.report.sample_pages import sample_page
+from duet.state import write_json
 
+PSEUDO_SAMPLES = 12  # pictures on the page that shows pseudo-labels
 PSEUDO = "pseudo-label"  # what the line of one begins with; its score follows
 
 
@@ -30,6 +35,32 @@ def own_labels(
     wanted = frozenset(classes)
     own = [image.chosen(np.array([name in wanted for name in image.labels], dtype=bool)) for image in images]
     return own if unlabelled_images == "keep" else [image for image in own if image.labels]
+
+
+def label_by_teacher(
+    images: Sequence[LabelledImage],
+    classes: Sequence[str],
+    teacher: Detector,
+    config: RunConfig,
+    folder: Path,
+    monitor: Monitor,
+) -> list[LabelledImage]:
+    """What the method's pseudo-labels make of a stage's images, with ``pseudo-labels.json`` and ``.png`` to look at.
+
+    Args:
+        images: the new task's images, with the labels of the new classes only (`own_labels`).
+        classes: old and new ones.
+        teacher: the model of the previous task.
+        config: of the run, whose method has pseudo-labels.
+        folder: where the two files go.
+        monitor: told of the progress.
+    """
+    monitor.begin("pseudo-labels of old classes", len(images))
+    labelled = pseudo_labelled(images, teacher, config.method.pseudo_labels, config.evaluation, config.train.image_size)
+    write_json(folder / "pseudo-labels.json", count_pseudo_labels(labelled))
+    note = "solid: labels of the new classes · dashed: pseudo-labels of old classes, with their score"
+    sample_page(labelled, classes, folder / "pseudo-labels.png", PSEUDO_SAMPLES, scores=pseudo_score, note=note)
+    return labelled
 
 
 def pseudo_labelled(

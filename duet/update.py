@@ -26,6 +26,7 @@ from duet.errors import InputError, TrainingStopped
 from duet.monitor import Monitor
 from duet.results import versions
 from duet.stage import StageInput, StageResult, later_stage, weighs_by_fisher
+from duet.stage_data import label_by_teacher, own_labels
 from duet.state import write_json
 from duet.update_scores import indices_of, refuse_unscorable, scores_before_and_after
 from duet.way_on import way_on_after_update
@@ -125,7 +126,7 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
     remove_leftovers(update.out.parent, update.out.name)
     folder = update.out.with_name(f".{update.out.name}.{os.getpid()}.part")
     try:
-        item = _stage_input(update, artefact, record, origin, config, images, folder)
+        item = _stage_input(update, artefact, record, origin, config, images, folder, monitor)
         monitor.begin(f"learn {', '.join(update.classes)} in {update.domain}", _steps(config, item.data))
         result = later_stage(item, _without_direction(config, origin, artefact.detector.state()), monitor.train_step)
         scores = scores_before_and_after(artefact.detector, result.detector, sets, config, monitor)
@@ -194,8 +195,12 @@ def _config(update: Update, record: Record) -> RunConfig:
         train=(update.train or record.train).in_one_process(),
         evaluation=update.evaluation,
     )
-    if method.joint:
-        raise InputError("method 'joint' needs the pictures of all tasks; an update has those of the new one only")
+    if method.joint or method.exemplars is not None:
+        raise InputError(
+            f"method '{method.name}' needs pictures of earlier tasks; an update has those of the new one only"
+        )
+    if method.start == "pretrained":
+        raise InputError(f"method '{method.name}' trains each task anew; an update goes on from the deployed detector")
     if weighs_by_fisher(config):
         raise InputError("merger 'fisher' needs the Fisher information of earlier tasks, which no artefact holds")
     return config
@@ -267,9 +272,14 @@ def _stage_input(
     config: RunConfig,
     images: Sequence[LabelledImage],
     folder: Path,
+    monitor: Monitor,
 ) -> StageInput:
     classes = (*record.classes, *update.classes)
-    data = write_training_set(images, update.classes, classes, folder / "data", "drop", update.unlabelled_images)
+    trained, labelled = images, update.classes
+    if config.method.pseudo_labels is not None:
+        own = own_labels(images, update.classes, update.unlabelled_images)
+        trained, labelled = label_by_teacher(own, classes, artefact.detector, config, folder, monitor), classes
+    data = write_training_set(trained, labelled, classes, folder / "data", "drop", update.unlabelled_images)
     shared = artefact.detector.split(config.method.towers == "shared").shared
     return StageInput(
         task=len(record.tasks) + 1,

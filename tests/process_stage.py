@@ -3,6 +3,9 @@
 python process_stage.py FAMILY FOLDER, or the same with torchrun. The set holds the same picture again and again and
 nothing is augmented, so that each process sees an equal part of the batch. In the stage ``dc`` directional consistency
 outweighs everything else.
+
+Which anchors a random network's boxes are assigned to turns on the last bits, so that the memory layout is the one in
+which a picture's outputs do not depend on how many others are in the batch.
 """
 
 import os
@@ -31,6 +34,7 @@ STILL = {"translate": 0.0, "scale": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.
 BOXES = "".join(f"1 {x} {y} {size} {size}\n" for x in (0.3, 0.7) for y in (0.3, 0.7) for size in (0.2, 0.4, 0.6))
 OLD = BOXES.replace("1 0", "0 0")
 SURE = 1.0
+torch.channels_last = torch.contiguous_format
 DC_WEIGHT = {"all": 1000.0, "dc": 1e12}
 
 

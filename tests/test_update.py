@@ -12,13 +12,15 @@ from typer.testing import CliRunner
 
 from duet.artefact import Artefact, open_artefact
 from duet.cli import app
-from duet.config import TrainSettings, parse_assignments
+from duet.config import PseudoLabelSettings, TrainSettings, parse_assignments
 from duet.datasets.dataset_folder import DatasetFolder, open_folder
 from duet.datasets.domain import open_domains
 from duet.datasets.series_file import find_series
+from duet.datasets.training import write_training_set
 from duet.detectors.families import load_pretrained, restore_detector
 from duet.errors import InputError
 from duet.learner import Learner
+from duet.methods import METHODS
 from duet.resolve import resolve_config
 from duet.update import Update, default_train, update_detector
 from duet.update_command import verdict
@@ -102,6 +104,25 @@ def test_the_command_takes_a_detector_without_a_record_at_that_size_and_says_so(
     assert not has_record and (settings["train"].image_size, settings["train"].epochs) == (96, 7)
     said = _without_record(Update("d.pt", None, "night", ("b",), "out", **settings))
     assert said.startswith("d.pt keeps no record of tasks: it learns by method duet, 7 epochs at 96 pixels")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("joint", "method 'joint' needs pictures of earlier tasks"),
+        ("replay", "method 'replay' needs pictures of earlier tasks"),
+        ("restart", "method 'restart' trains each task anew"),
+        ("individual", "method 'individual' trains each task anew"),
+        ("ewc", "needs the Fisher information of earlier tasks"),
+    ],
+)
+def test_methods_that_need_what_no_artefact_has_are_refused(name, message):
+    from duet.update import _config, _guessed_record
+
+    detector = load_pretrained("fcos-tiny.yaml").with_classes(("a",), 0)
+    update = Update("d.pt", None, "night", ("b",), "out", method=METHODS[name])
+    with pytest.raises(InputError, match=message):
+        _config(update, _guessed_record(detector, update))
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +214,24 @@ def test_a_plain_checkpoint_without_pretrained_weights_is_measured_from_itself(d
         train=train,
     )
     assert update_detector(again)["classes"] == ["8"]
+
+
+@pytest.mark.slow
+def test_an_update_by_pseudo_labels_is_the_runs(deployed, tmp_path, monkeypatch):
+    """Its old classes are labelled by the deployed detector, and the files show which."""
+    method = METHODS["pseudo-label"].model_copy(update={"pseudo_labels": PseudoLabelSettings(confidence=0.05)})
+    seen = {}
+
+    def keep(images, labelled, *arguments):
+        seen.update(classes=labelled, labels={name for image in images for name in image.labels})
+        return write_training_set(images, labelled, *arguments)
+
+    monkeypatch.setattr("duet.update.write_training_set", keep)
+    update_detector(request(deployed, tmp_path / "out", method=method))
+    found = json.loads((tmp_path / "out" / "pseudo-labels.json").read_text())
+    assert found and set(found) <= {"0", "1", "2", "3", "4"}
+    assert (tmp_path / "out" / "pseudo-labels.png").stat().st_size > 10_000
+    assert seen == {"classes": ("0", "1", "2", "3", "4", "6", "7"), "labels": {"6", "7", *found}}
 
 
 @pytest.mark.slow
