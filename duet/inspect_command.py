@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,13 +14,16 @@ from rich.table import Table
 from duet.options import TrustOption
 from duet.report.tables import titled_table
 
+if TYPE_CHECKING:
+    from duet.artefact import Artefact
+
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A run folder, detector.safetensors, detector.pt or any checkpoint.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     trust: TrustOption = False,
 ) -> None:
-    """Print classes, tasks, settings and scores of a detector."""
+    """Print classes, tasks, settings and scores of a detector, and what it keeps for its next update."""
     from duet.artefact import open_artefact
 
     artefact = open_artefact(path, trust)
@@ -33,7 +36,8 @@ def inspect(
     }
     record = artefact.record.model_dump(mode="json") if artefact.record else None
     if as_json:
-        typer.echo(json.dumps({**facts, "record": record}, indent=1, ensure_ascii=False))
+        kept = {"kept_bytes": _kept(artefact)} if record else {}
+        typer.echo(json.dumps({**facts, **kept, "record": record}, indent=1, ensure_ascii=False))
         return
     console = Console()
     console.print(_facts(path, facts))
@@ -41,6 +45,7 @@ def inspect(
         console.print("A plain checkpoint: it keeps no record of tasks. `duet update` can still teach it more.")
         return
     console.print(_tasks(record))
+    console.print(_kept_table(_kept(artefact)))
     if record["scores"]:
         console.print(_scores(record))
 
@@ -56,10 +61,33 @@ def _facts(path: Path, facts: dict[str, Any]) -> Table:
 
 def _tasks(record: dict[str, Any]) -> Table:
     title = f"Learned with {record['method']['name']} from {record['start']['name']}, seed {record['seed']}"
-    table = _table(title, ("Task", "right"), ("Domain", "left"), ("Classes", "left"), ("Images", "right"))
+    colours = (("Mean colour", "left"), ("Spread", "left"))
+    columns = (("Task", "right"), ("Domain", "left"), ("Classes", "left"), ("Images", "right"), *colours)
+    table = _table(title, *columns)
     for number, task in enumerate(record["tasks"], 1):
         images = "–" if task["images"] is None else f"{task['images']:,}"
-        table.add_row(str(number), escape(task["domain"]), escape(", ".join(task["classes"])), images)
+        shown = ["–" if task[key] is None else " ".join(f"{part:.2f}" for part in task[key]) for key in ("mean", "std")]
+        table.add_row(str(number), escape(task["domain"]), escape(", ".join(task["classes"])), images, *shown)
+    return table
+
+
+def _kept(artefact: Artefact) -> dict[str, int]:
+    """Bytes of what the next update needs: two models however many tasks, and a little text per task."""
+    models = {
+        "weights": artefact.detector.state(),
+        "shared weights before the last task": artefact.before,
+        "checkpoint that updates are measured from": artefact.base,
+    }
+    sizes = {name: sum(value.nbytes for value in tensors.values()) for name, tensors in models.items() if tensors}
+    for number, task in enumerate(artefact.record.tasks, 1):
+        sizes[f"task {number}"] = len(task.model_dump_json().encode())
+    return sizes
+
+
+def _kept_table(sizes: dict[str, int]) -> Table:
+    table = _table("Kept for the next update, and no picture", ("What", "left"), ("kB", "right"))
+    for name, size in sizes.items():
+        table.add_row(name, f"{size / 1e3:,.2f}")
     return table
 
 

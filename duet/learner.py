@@ -21,7 +21,7 @@ from duet.datasets.domain import content_digest, open_domains
 from duet.datasets.images import LabelledImage
 from duet.datasets.series_file import find_series
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
-from duet.detectors.base import Detector, DomainStatistics, refuse_several
+from duet.detectors.base import Detector, DomainStatistics, refuse_head, refuse_several
 from duet.detectors.families import load_pretrained, restore_detector, restore_tensors, store_detector, store_tensors
 from duet.disk import disk_error
 from duet.documents import read_json
@@ -78,6 +78,7 @@ class Learner:
         self.domains = open_domains(self.source, self._write_progress)
         self.start = load_pretrained(config.detector, trust)
         refuse_several(self.start, config.train)
+        refuse_head(self.start, config.method.head)
         self.theta_0 = self.start.state()
         self.start_digest = weights_digest(self.theta_0)
         self.tests = {name: self.domains[name].test() for name in self.series.test_domains}

@@ -19,7 +19,7 @@ from duet.datasets.dataset_folder import DatasetFolder
 from duet.datasets.images import LabelledImage
 from duet.datasets.index import read_source
 from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
-from duet.detectors.base import Detector
+from duet.detectors.base import Detector, refuse_head
 from duet.detectors.families import load_pretrained
 from duet.disk import disk_error, remove_leftovers
 from duet.errors import InputError, TrainingStopped
@@ -120,6 +120,7 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
     record = artefact.record or _guessed_record(artefact.detector, update)
     _refuse_known(update, record)
     config = _config(update, record)
+    refuse_head(artefact.detector, config.method.head)
     origin = _origin(artefact, record, update, config)
     images, sets = _train_images(update, monitor), _validation(update, monitor)
     refuse_unscorable(update.needed, record.classes, update.classes, sets)

@@ -117,10 +117,15 @@ def test_inspect_prints_and_gives_json(folder):
     printed = CliRunner().invoke(app, ["inspect", str(folder)])
     assert printed.exit_code == 0, printed.output
     assert "night" in printed.output
+    assert "Kept for the next update" in printed.output
     plain = CliRunner().invoke(app, ["inspect", str(folder), "--json"])
     content = json.loads(plain.output)
     assert content["classes"] == ["a|b", "c"]
     assert content["record"]["seed"] == 3
+    state = open_artefact(folder).detector.state()
+    assert content["kept_bytes"]["weights"] == sum(value.nbytes for value in state.values())
+    assert content["kept_bytes"]["task 2"] < 1000
+    assert not any(name.startswith("task 3") for name in content["kept_bytes"])
 
 
 def rewritten(folder, change):

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from duet.config import parse_assignments
 from duet.detectors.families import restore_detector
+from duet.errors import InputError
 from duet.learner import Learner
 from duet.monitor import Monitor
 from duet.resolve import resolve_config
@@ -289,6 +290,12 @@ def test_every_method_runs(method, series, pretrained_weights, cache, tmp_path):
     if method == "frozen":
         assert indices["avg_ri"] == pytest.approx(1.0, abs=0.05)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_a_head_that_the_family_does_not_have_is_refused_before_anything_is_trained(series, tmp_path):
+    with pytest.raises(InputError, match=r"method\.head: parallel is not available for this detector; it has rows"):
+        Learner(config(series, "fcos-tiny", "method.head=parallel"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

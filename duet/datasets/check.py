@@ -76,10 +76,11 @@ def check_series(source: SeriesFile, progress: Progress | None = None) -> CheckR
         progress: called with what is read, how much is done, and how much there is.
 
     Raises:
-        InputError: when the series is made of generated scenes.
+        InputError: when the series is made of generated scenes, or a shipped one was not told where its pictures are.
     """
     if source.generated:
         raise InputError(f"{source.path}: the series is made of generated scenes, there is nothing to check")
+    source.refuse_without_root()
     report = FaultList()
     splits = [split for name in source.section.domains for split in _domain(source, name, report, progress)]
     _report_same_pictures(splits, report)

@@ -57,6 +57,7 @@ def open_domains(source: SeriesFile, progress: Progress | None = None) -> dict[s
     """
     if source.generated:
         return _generated_domains(source, progress)
+    source.refuse_without_root()
     return {name: _folder_domain(name, source, progress) for name in source.series.test_domains}
 
 

@@ -167,6 +167,7 @@ class SeriesFile:
         self.path = path
         self.section: SeriesSection = validate(SeriesSection, read_yaml(path), str(path))
         self.root = root or (path.parent / self.section.root)
+        self._given = root is not None
         try:
             self.series = Series(
                 self.section.name, tuple(_task(task) for task in self.section.tasks), self._evaluated_only()
@@ -179,6 +180,15 @@ class SeriesFile:
     def generated(self) -> bool:
         """Whether the images are generated."""
         return self.section.scenes is not None or self.section.glyphs is not None
+
+    def refuse_without_root(self) -> None:
+        """A shipped series that reads pictures does not know where they lie.
+
+        Raises:
+            InputError: naming the option that says it.
+        """
+        if not self.generated and not self._given and self.path.parent == data_folder("series"):
+            raise InputError(f"series '{self.section.name}' reads pictures of yours: --root names their folder")
 
     def identity(self) -> dict[str, Any]:
         """What decides the data and the order of learning, without places on this machine."""

@@ -186,10 +186,11 @@ class Description:
 class Detector(ABC):
     """A detector that can learn task after task.
 
-    ``shares_training`` says whether several processes can train it together.
+    ``shares_training`` says whether several processes can train it together, ``heads`` which head policies it has.
     """
 
     shares_training: ClassVar[bool] = False
+    heads: ClassVar[tuple[str, ...]] = ("rows",)
 
     @property
     @abstractmethod
@@ -336,6 +337,17 @@ class Detector(ABC):
     @abstractmethod
     def save_checkpoint(self, path: Path) -> None:
         """Write the family's own deployable checkpoint."""
+
+
+def refuse_head(detector: Detector, head: str) -> None:
+    """Refuse a head policy that the detector's family does not have.
+
+    Raises:
+        InputError: naming those that it has.
+    """
+    if head not in detector.heads:
+        have = ", ".join(detector.heads)
+        raise InputError(f"method.head: {head} is not available for this detector; it has {have}")
 
 
 def refuse_several(detector: Detector, train: TrainSettings) -> None:

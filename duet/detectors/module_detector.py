@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from duet.config import MethodSettings
-from duet.detectors.base import Detector, StageRequest, StateSplit
+from duet.detectors.base import Detector, StageRequest, StateSplit, refuse_head
 from duet.detectors.stage_plan import StagePlan, stage_plan
-from duet.errors import InputError, first_line
+from duet.errors import first_line
 
 
 class ModuleDetector(Detector):
@@ -80,8 +80,7 @@ class ModuleDetector(Detector):
             InputError: for a head policy that the family does not have.
         """
         self._refuse_known(new_classes)
-        if head != "rows":
-            raise InputError(f"method.head: {head} is not available for this detector; it has rows")
+        refuse_head(self, head)
         known = len(self.classes)
         detector = self._with_rows((*self.classes, *new_classes), seed, keep=known)
         if new_rows == "mean":

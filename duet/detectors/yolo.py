@@ -32,6 +32,7 @@ class YoloDetector(UltralyticsDetector):
     """
 
     family = "yolo"
+    heads = ("rows", "parallel")
     trainer = YoloStageTrainer
     predictor = DetectionPredictor
 

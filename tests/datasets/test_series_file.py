@@ -6,6 +6,7 @@ from data_trees import voc_tree
 
 from duet.config import EvaluationSettings
 from duet.datasets import domain, shifted
+from duet.datasets.check import check_series
 from duet.datasets.domain import content_digest, open_domains
 from duet.datasets.series_file import find_series
 from duet.errors import InputError
@@ -65,6 +66,14 @@ def test_a_split_may_have_parts_and_names_are_changed(opened):
         ("4.jpg", ("dog", "cat")),
         ("5.jpg", ("dog",)),
     ]
+
+
+def test_a_shipped_series_of_pictures_asks_where_they_are(tmp_path):
+    with pytest.raises(InputError, match="series 'photographs-two' reads pictures of yours: --root names their folder"):
+        open_domains(find_series("photographs-two"))
+    with pytest.raises(InputError, match="--root names their folder"):
+        check_series(find_series("photographs-two"))
+    assert set(open_domains(find_series("photographs-two", tmp_path))) == {"photographs", "comic"}
 
 
 def test_difficult_boxes_are_trained_with_by_choice_and_always_read_for_testing(opened, values):
