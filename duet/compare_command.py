@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from duet.errors import InputError
 
@@ -106,7 +106,7 @@ def _finish(cells: list, records: dict, folder: Path, name: str) -> None:
 
 
 def _show_cells(cells: list, records: dict) -> None:
-    table = Table("Run", "Stands", "Error")
+    table = Table(Column("Run", overflow="fold"), "Stands", Column("Error", overflow="fold"))
     for cell in cells:
         record = records[cell.name]
         table.add_row(cell.name, record.status, record.error)

@@ -26,7 +26,7 @@ def split_names(names: Sequence[str], shares: Mapping[str, float], seed: int) ->
         InputError: when the shares do not add up to 1, or a split would stay empty.
     """
     wanted = {split: share for split, share in shares.items() if share}
-    if min(wanted.values(), default=0) < 0 or abs(sum(wanted.values()) - 1) > 1e-6:
+    if min(wanted.values(), default=0) < 0 or not abs(sum(wanted.values()) - 1) <= 1e-6:  # NaN is not
         text = ", ".join(f"{split} {share:g}" for split, share in shares.items())
         raise InputError(f"shares of the splits: expected numbers from 0 that add up to 1, found {text}")
     shuffled = sorted(names)
@@ -58,16 +58,16 @@ def write_split(
         The number of images by split.
 
     Raises:
-        InputError: when the data set has its splits in folders or none of that name, or a list is there and may not
-            be replaced.
+        InputError: when a data set that has its splits in folders is to be divided as a whole, there is no split of
+            that name, or a list is there and may not be replaced.
     """
     if of is not None and of not in dataset.splits:
         raise InputError(f"{dataset.path}: no split '{of}'; it has {', '.join(dataset.splits)}")
-    sources = list(dataset.splits.values())
+    sources = list(dataset.splits.values()) if of is None else [dataset.splits[of]]
     if len({(source.images, source.labels) for source in sources}) > 1:
-        raise InputError(f"{dataset.path}: its splits lie in folders of their own; nothing to divide")
+        raise InputError(f"{dataset.path}: its splits lie in folders of their own; --of names the one to divide")
     images, labels = sources[0].images, sources[0].labels
-    listed = dataset.splits[of].listed if of is not None else None
+    listed = sources[0].listed if of is not None else None
     whole = open_reader(Source(dataset.format, images, labels, dataset.names, listed), refuse)
     folder = {"voc": images.parent / "ImageSets" / "Main", "coco": labels.parent, "yolo": images.parent}[dataset.format]
     divided = split_names(whole.images, shares, seed)

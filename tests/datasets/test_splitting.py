@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from data_trees import coco_tree, picture, voc_tree
 
@@ -16,7 +18,9 @@ def test_every_name_is_in_one_split_and_the_seed_decides_which():
     assert first != split_names(NAMES, {"train": 0.7, "val": 0.1, "test": 0.2}, seed=4)
 
 
-@pytest.mark.parametrize("shares", [{"train": 0.7, "test": 0.2}, {"train": 1.2, "test": -0.2}, {"train": 0.0}])
+@pytest.mark.parametrize(
+    "shares", [{"train": 0.7, "test": 0.2}, {"train": 1.2, "test": -0.2}, {"train": 0.0}, {"train": math.nan}]
+)
 def test_shares_add_up_to_one(shares):
     with pytest.raises(InputError, match="add up to 1"):
         split_names(NAMES, shares, 0)
@@ -72,10 +76,17 @@ def test_one_split_is_divided_and_stays_itself(format, tmp_path):
         write_split(open_folder(place), {"train": 1.0}, 0, False, of="val")
 
 
-def test_splits_in_folders_are_left_alone(tmp_path):
-    for part in ("train", "val"):
-        picture(tmp_path / part / "images" / "1.jpg")
+def test_of_splits_in_folders_one_can_be_divided(tmp_path):
+    for part, count in (("train", 4), ("val", 1)):
+        for number in range(count):
+            picture(tmp_path / part / "images" / f"{part}{number}.jpg")
         (tmp_path / part / "labels").mkdir()
     (tmp_path / "classes.txt").write_text("cat\n")
-    with pytest.raises(InputError, match="its splits lie in folders of their own"):
+    with pytest.raises(InputError, match="its splits lie in folders of their own; --of names the one to divide"):
         write_split(open_folder(tmp_path), {"train": 0.5, "test": 0.5}, 0, False)
+    assert write_split(open_folder(tmp_path), {"train": 0.75, "val": 0.25}, 0, False, of="train") == {
+        "train-train": 3,
+        "train-val": 1,
+    }
+    text = "".join((tmp_path / "train" / f"train-{part}.txt").read_text() for part in ("train", "val"))
+    assert sorted(text.split()) == [f"train{number}.jpg" for number in range(4)]
