@@ -153,7 +153,7 @@ class AppearanceSettings(Section):
 class MethodSettings(Section):
     """What a stage trains with, how it merges, and what it does to the head, from the second task on."""
 
-    AS_BEFORE = {"new_rows": "random", "row_lr_factor": 1.0, "appearance": None}
+    AS_BEFORE = {"new_rows": "random", "row_lr_factor": 1.0, "appearance": None, "teacher_statistics": 0.0}
 
     name: str
     joint: Annotated[bool, Field(description="one training on all domains with all labels")] = False
@@ -190,7 +190,14 @@ class MethodSettings(Section):
         ),
     ] = "random"
     merge: MergeSettings | None = None
-    batch_norm: Literal["merge", "freeze", "current", "recalibrate"] = "current"
+    batch_norm: Annotated[
+        Literal["merge", "freeze", "mixture", "current", "recalibrate"],
+        Field(
+            description="BatchNorm statistics of a later stage: `merge` by the merger's coefficients; `freeze` those "
+            "of the previous model; `mixture` those of all domains until now, estimated before training and fixed; "
+            "`current` as training left them; `recalibrate` estimated on the merged model"
+        ),
+    ] = "current"
     freeze_shared: Annotated[bool, Field(description="backbone and neck stand still after the first task")] = False
     freeze_towers: Annotated[
         bool, Field(description="class towers and box branch too; only new class rows are learned")
@@ -199,6 +206,9 @@ class MethodSettings(Section):
     row_lr_factor: Annotated[float, Field(gt=0, le=100, description="`rows`: learning rate of class rows / lr0")] = 1.0
     weight_decay: Annotated[float | None, Field(ge=0, description="from the second task on; null keeps train's")] = None
     distillation: DistillationSettings | None = None
+    teacher_statistics: Annotated[
+        float, Field(ge=0, le=1, description="share of the new domain in the teacher's BatchNorm statistics")
+    ] = 0.0
     directional_consistency: DirectionalSettings | None = None
     replay: ReplaySettings | None = None
     appearance: AppearanceSettings | None = None
@@ -212,6 +222,11 @@ class MethodSettings(Section):
         """Whether the old class rows stand still while a later stage trains."""
         return self.head == "rows" and self.old_rows == "restore" and self.negatives == "new"
 
+    @property
+    def fixes_statistics(self) -> bool:
+        """Whether BatchNorm statistics stand still while a later stage trains."""
+        return self.batch_norm in ("freeze", "mixture")
+
     def of_training(self) -> dict[str, Any]:
         """What decides the weights that a later stage's training leaves: not the merger, nor what follows it.
 
@@ -220,7 +235,7 @@ class MethodSettings(Section):
         return {
             **self.keyed(exclude={"name", "merge", "calibration_epochs", "old_rows"}),
             "towers": self.towers == "shared",
-            "batch_norm": self.batch_norm == "freeze",
+            "batch_norm": self.fixes_statistics,
             "holds_rows": self.holds_rows,
         }
 

@@ -28,9 +28,13 @@ from duet.kept_trainings import KeptTrainings, Training, keyed_versions
 from duet.soundness import refuse_exploded, refuse_not_finite
 from duet.state import digest_of
 from duet.weights import weights_digest
+from merging.batch_norm import mixture
+from merging.layers import is_statistic, is_variance, mean_key
 from merging.sign_conflict import sign_conflict_rate
 
 State = Mapping[str, Tensor]
+
+STATISTICS_IMAGES = 256  # that BatchNorm statistics of a domain are estimated on
 
 OTHER_MERGER = "method.merge.name=duet"  # whose merge cannot grow
 
@@ -109,13 +113,22 @@ def later_stage(
     previous, method = item.previous, config.method
     old_state = previous.state()
     detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head, method.new_rows)
+    teacher = previous
+    if method.batch_norm == "mixture" or method.teacher_statistics:
+        current = statistics_on(previous, item.images, config.train.image_size)
+        if method.batch_norm == "mixture":
+            start = detector.state()  # of parallel heads the new one has names of its own
+            together = mixed(old_state, current, 1 / item.task)
+            detector.load_state({key: together.get(key, value) for key, value in start.items()})
+        teacher = previous.clone()
+        teacher.load_state({**old_state, **mixed(old_state, current, method.teacher_statistics)})
     shared = detector.split(method.towers == "shared").shared_parameters
     directional = None
     if method.directional_consistency is not None:
         direction = {key: old_state[key] - item.before_previous[key] for key in shared}
         directional = DirectionalTarget({key: old_state[key] for key in shared}, direction)
     request = _request(item, config, config.train.epochs, progress)
-    request = replace(request, teacher=previous, directional=directional, consolidation=_held(item, old_state, config))
+    request = replace(request, teacher=teacher, directional=directional, consolidation=_held(item, old_state, config))
     detector, outcome = _trained(detector, request, item, trainings)
     _refuse_broken(detector, config)
     started = time.perf_counter()
@@ -125,7 +138,7 @@ def later_stage(
     losses = _plain(outcome.losses)
     if method.calibration_epochs:
         calibration = replace(
-            _request(item, config, method.calibration_epochs, progress), teacher=previous, head_only=True
+            _request(item, config, method.calibration_epochs, progress), teacher=teacher, head_only=True
         )
         outcome = detector.train_stage(calibration)
         _refuse_broken(detector, config)
@@ -134,6 +147,38 @@ def later_stage(
         if method.old_rows == "restore":
             detector.load_state({**detector.state(), **_restored_rows(detector, old_state, config)})
     return StageResult(detector, losses, merge, seconds, _added(item.fisher, fisher))
+
+
+def statistics_on(detector: Detector, images: Sequence[Path], image_size: int) -> State:
+    """A detector's BatchNorm statistics as they are on some images; the detector stays as it is.
+
+    Args:
+        detector: whose statistics are estimated.
+        images: of one domain; at most ``STATISTICS_IMAGES`` of them, evenly spread, are looked at.
+        image_size: side of the square input, pixels.
+    """
+    step = max(1, len(images) // STATISTICS_IMAGES)
+    other = detector.clone()
+    other.estimate_batch_norm(images[::step][:STATISTICS_IMAGES], image_size)
+    return {key: value for key, value in other.state().items() if is_statistic(key)}
+
+
+def mixed(before: State, current: State, share: float) -> dict[str, Tensor]:
+    """BatchNorm statistics of two domains together, by the law of total variance.
+
+    Args:
+        before: statistics until now, by name; other tensors are not read.
+        current: statistics in the new domain, by name.
+        share: of the new domain, 0 to 1.
+    """
+    together = {}
+    for key in current:
+        if is_variance(key):
+            mean = mean_key(key)
+            means, variances = ([state[name].double() for state in (before, current)] for name in (mean, key))
+            values = mixture(means, variances, [1 - share, share])
+            together[mean], together[key] = (value.to(before[key].dtype) for value in values)
+    return together
 
 
 def merge_stage(

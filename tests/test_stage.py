@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from duet import stage
 from duet.config import RunConfig
 from duet.datasets.training import TrainingSet
-from duet.detectors.base import DomainStatistics
+from duet.detectors.base import DomainStatistics, StageOutcome
 from duet.detectors.yolo import YoloDetector
-from duet.stage import StageInput, merge_stage, stage_seed, weighs_by_fisher
+from duet.stage import StageInput, later_stage, merge_stage, mixed, stage_seed, statistics_on, weighs_by_fisher
 
 MEAN = "model.0.bn.running_mean"
 COUNT = "model.0.bn.num_batches_tracked"
@@ -89,9 +90,68 @@ def test_batch_norm_policies(models):
     alpha = entry["alpha"]["model.0.bn"]
     torch.testing.assert_close(state[MEAN], alpha * old[MEAN] + (1 - alpha) * new[MEAN])
     assert state[COUNT] == new[COUNT]
-    for policy in ("current", "freeze"):
+    for policy in ("current", "freeze", "mixture"):
         state, _ = merged(models, merge=DUET, batch_norm=policy)
         assert torch.equal(state[MEAN], new[MEAN])
+
+
+def test_statistics_of_two_domains_together_are_those_of_all_their_values():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1000, 3, generator=generator), 2 * torch.randn(3000, 3, generator=generator) + 1
+    before, current = (
+        {"a.running_mean": x.mean(0), "a.running_var": x.var(0, unbiased=False), "a.weight": x[0]} for x in values
+    )
+    del current["a.weight"]
+    both = torch.cat(values)
+    found = mixed(before, current, 0.75)
+    torch.testing.assert_close(found["a.running_mean"], both.mean(0))
+    torch.testing.assert_close(found["a.running_var"], both.var(0, unbiased=False))
+    assert set(found) == {"a.running_mean", "a.running_var"}
+    for share, expected in ((0.0, before), (1.0, current)):
+        assert all(torch.equal(value, expected[key]) for key, value in mixed(before, current, share).items())
+
+
+def test_statistics_are_estimated_on_a_copy_and_on_images_from_all_over(models, monkeypatch):
+    _, previous, _ = models
+    seen, before = [], previous.state()
+
+    def estimate(self, images, image_size):
+        seen.extend(images)
+        shift(self, 0.5)
+
+    monkeypatch.setattr(YoloDetector, "estimate_batch_norm", estimate)
+    found = statistics_on(previous, [Path(str(number)) for number in range(1000)], 64)
+    assert len(seen) == stage.STATISTICS_IMAGES
+    assert int(seen[-1].name) > 700
+    assert all(torch.equal(previous.state()[key], value) for key, value in before.items())
+    assert MEAN in found and WEIGHT not in found
+    assert not torch.equal(found[MEAN], before[MEAN])
+
+
+@pytest.mark.parametrize("head", ["rows", "parallel"])
+@pytest.mark.parametrize(("policy", "share"), [("mixture", 0.0), ("mixture", 0.5), ("freeze", 1.0), ("freeze", 0.0)])
+def test_a_stage_starts_from_the_mixture_and_its_teacher_knows_the_new_domain(models, monkeypatch, head, policy, share):
+    base, previous, _ = models
+    old, seen = previous.state(), []
+    new = {key: value + 1 for key, value in old.items() if "running" in key}
+
+    def train(self, request):
+        seen.append((self.state(), request.teacher.state()))
+        return StageOutcome(({"loss": 1.0},), 1.0)
+
+    monkeypatch.setattr(YoloDetector, "train_stage", train)
+    monkeypatch.setattr(stage, "statistics_on", lambda *arguments: new)
+    shared = {key: base.state()[key] for key in base.split().shared}
+    options = {"batch_norm": policy, "teacher_statistics": share, "head": head, "calibration_epochs": 1}
+    config = RunConfig(method={"name": "test", **options})
+    result = later_stage(stage_input(shared, previous), config, None)
+    for student, teacher in seen:  # training, then calibration
+        torch.testing.assert_close(student[MEAN], old[MEAN] + (0.5 if policy == "mixture" else 0.0))
+        torch.testing.assert_close(teacher[MEAN], old[MEAN] + share)
+        assert torch.equal(teacher[WEIGHT], old[WEIGHT])
+    assert len(seen) == 2
+    assert torch.equal(result.detector.state()[MEAN], seen[0][0][MEAN])
+    assert torch.equal(previous.state()[MEAN], old[MEAN])
 
 
 def test_the_head_is_never_averaged_unless_asked(models):

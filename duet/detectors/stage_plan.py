@@ -103,7 +103,7 @@ def stage_plan(
         negatives=method.negatives,
         held_rows=rows if method.holds_rows else (),
         frozen=frozen,
-        freeze_batch_norm=method.batch_norm == "freeze" or request.head_only,
+        freeze_batch_norm=method.fixes_statistics or request.head_only,
         shared_prefixes=shared_prefixes,
         shared_lr_factor=method.shared_lr_factor,
         rows=rows,
