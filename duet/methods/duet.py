@@ -3,10 +3,11 @@
 Chosen on `demo-validation` and `photographs-two-validation`, one seed each; docs/method.md has the tables. Against
 the paper: new class rows start as the mean of the old ones and learn five times as fast; distillation weighted by the
 teacher's confidence in place of the filtered one; BatchNorm statistics of all domains until now, estimated before each
-stage and then fixed; the shared parameters learn at 0.3 of the learning rate; the detector's class loss covers the new classes only while old class rows are
-held, so that unlabelled old objects are no background; the head has the new model's towers; the merge leans to the
-new model (alpha_base 0.2 in place of 0.5), because distillation already keeps the old classes; the head is calibrated
-on the merged backbone for two epochs; and half of each batch is re-coloured to past domains.
+stage and then fixed; the shared parameters learn at 0.3 of the learning rate; the detector's class loss covers the new
+classes only while old class rows are held, so that unlabelled old objects are no background; the head has the new
+model's towers; the merge leans to the new model (alpha_base 0.2 in place of 0.5), because distillation already keeps
+the old classes; the head is calibrated on the merged backbone for two epochs; and half of each batch is re-coloured to
+past domains.
 """
 
 from duet.config import DirectionalSettings, DistillationSettings, MergeSettings, MethodSettings, ReplaySettings
