@@ -78,7 +78,7 @@ class StageResult:
         detector: the merged detector θ_t.
         losses: per epoch, loss name to value; calibration epochs follow with the names prefixed.
         merge: method, alpha per layer and sign-conflict rate, or None in the first stage.
-        seconds: durations of train, merge and calibrate.
+        seconds: durations of statistics, train, merge and calibrate, as far as they took place.
         fisher: Fisher information of the tasks until now, where the merger weighs by it.
     """
 
@@ -113,9 +113,11 @@ def later_stage(
     previous, method = item.previous, config.method
     old_state = previous.state()
     detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head, method.new_rows)
-    teacher = previous
+    teacher, looking = previous, {}
     if method.batch_norm == "mixture" or method.teacher_statistics:
+        started = time.perf_counter()
         current = statistics_on(previous, item.images, config.train.image_size)
+        looking = {"statistics": time.perf_counter() - started}
         if method.batch_norm == "mixture":
             start = detector.state()  # of parallel heads the new one has names of its own
             together = mixed(old_state, current, 1 / item.task)
@@ -134,7 +136,7 @@ def later_stage(
     started = time.perf_counter()
     fisher = _fisher(detector, request, config)
     merge = merge_stage(detector, old_state, item, config, fisher)
-    seconds = {"train": outcome.seconds, "merge": time.perf_counter() - started}
+    seconds = {**looking, "train": outcome.seconds, "merge": time.perf_counter() - started}
     losses = _plain(outcome.losses)
     if method.calibration_epochs:
         calibration = replace(

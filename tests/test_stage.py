@@ -150,6 +150,7 @@ def test_a_stage_starts_from_the_mixture_and_its_teacher_knows_the_new_domain(mo
         torch.testing.assert_close(teacher[MEAN], old[MEAN] + share)
         assert torch.equal(teacher[WEIGHT], old[WEIGHT])
     assert len(seen) == 2
+    assert ("statistics" in result.seconds) == (policy == "mixture" or share > 0)
     assert torch.equal(result.detector.state()[MEAN], seen[0][0][MEAN])
     assert torch.equal(previous.state()[MEAN], old[MEAN])
 

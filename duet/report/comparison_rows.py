@@ -25,6 +25,7 @@ KIND_NOTES: Mapping[Kind, str] = {
     "committee": "one detector per task",
     "joint": "all images at once",
 }
+LEARNING = ("statistics", "train", "merge", "calibrate")  # parts of a stage's timing
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _value(results: Mapping[str, Any], key: str, metric: str) -> float | None:
         known = [rate for rate in rates if rate is not None]
         return statistics.fmean(known) if known else None
     if key == SECONDS.key:
-        parts = [stage["timing"].get(part) for stage in results["stages"] for part in ("train", "merge", "calibrate")]
+        parts = [stage["timing"].get(part) for stage in results["stages"] for part in LEARNING]
         return sum(part for part in parts if part is not None)
     return index_value(results, key, metric)
 
