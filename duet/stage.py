@@ -28,8 +28,7 @@ from duet.kept_trainings import KeptTrainings, Training, keyed_versions
 from duet.soundness import refuse_exploded, refuse_not_finite
 from duet.state import digest_of
 from duet.weights import weights_digest
-from merging.batch_norm import mixture
-from merging.layers import is_statistic, is_variance, mean_key
+from merging.layers import is_statistic
 from merging.sign_conflict import sign_conflict_rate
 
 State = Mapping[str, Tensor]
@@ -113,17 +112,7 @@ def later_stage(
     previous, method = item.previous, config.method
     old_state = previous.state()
     detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head, method.new_rows)
-    teacher, looking = previous, {}
-    if method.batch_norm == "mixture" or method.teacher_statistics:
-        started = time.perf_counter()
-        current = statistics_on(previous, item.images, config.train.image_size)
-        looking = {"statistics": time.perf_counter() - started}
-        if method.batch_norm == "mixture":
-            start = detector.state()  # of parallel heads the new one has names of its own
-            together = mixed(old_state, current, 1 / item.task)
-            detector.load_state({key: together.get(key, value) for key, value in start.items()})
-        teacher = previous.clone()
-        teacher.load_state({**old_state, **mixed(old_state, current, method.teacher_statistics)})
+    teacher, looking = _meet_domain(detector, item, config)
     shared = detector.split(method.towers == "shared").shared_parameters
     directional = None
     if method.directional_consistency is not None:
@@ -151,12 +140,36 @@ def later_stage(
     return StageResult(detector, losses, merge, seconds, _added(item.fisher, fisher))
 
 
+def _meet_domain(detector: Detector, item: StageInput, config: RunConfig) -> tuple[Detector, dict[str, float]]:
+    """Give the grown detector the BatchNorm statistics of all domains where the method asks for it, in place.
+
+    Returns:
+        The teacher, with its share of the new domain's statistics, and the duration of estimating them.
+    """
+    previous, method = item.previous, config.method
+    if method.batch_norm != "mixture" and not method.teacher_statistics:
+        return previous, {}
+    started = time.perf_counter()
+    before, current = previous.state(), statistics_on(previous, item.images, config.train.image_size)
+    seconds = {"statistics": time.perf_counter() - started}
+    if method.batch_norm == "mixture":
+        start = detector.state()  # of parallel heads the new one has names of its own
+        together = mixed(before, current, 1 / item.task)
+        detector.load_state({key: together.get(key, value) for key, value in start.items()})
+    if not method.teacher_statistics:
+        return previous, seconds
+    teacher = previous.clone()
+    teacher.load_state({**before, **mixed(before, current, method.teacher_statistics)})
+    return teacher, seconds
+
+
 def statistics_on(detector: Detector, images: Sequence[Path], image_size: int) -> State:
     """A detector's BatchNorm statistics as they are on some images; the detector stays as it is.
 
     Args:
         detector: whose statistics are estimated.
-        images: of one domain; at most ``STATISTICS_IMAGES`` of them, evenly spread, are looked at.
+        images: of one domain; where there are k times ``STATISTICS_IMAGES``, every k-th is looked at, and at most as
+            many as that.
         image_size: side of the square input, pixels.
     """
     step = max(1, len(images) // STATISTICS_IMAGES)
@@ -165,7 +178,7 @@ def statistics_on(detector: Detector, images: Sequence[Path], image_size: int) -
     return {key: value for key, value in other.state().items() if is_statistic(key)}
 
 
-def mixed(before: State, current: State, share: float) -> dict[str, Tensor]:
+def mixed(before: State, current: State, share: float) -> State:
     """BatchNorm statistics of two domains together, by the law of total variance.
 
     Args:
@@ -173,14 +186,9 @@ def mixed(before: State, current: State, share: float) -> dict[str, Tensor]:
         current: statistics in the new domain, by name.
         share: of the new domain, 0 to 1.
     """
-    together = {}
-    for key in current:
-        if is_variance(key):
-            mean = mean_key(key)
-            means, variances = ([state[name].double() for state in (before, current)] for name in (mean, key))
-            values = mixture(means, variances, [1 - share, share])
-            together[mean], together[key] = (value.to(before[key].dtype) for value in values)
-    return together
+    known = {key: before[key] for key in current}
+    settings = merging.MergeSettings(batch_norm="mixture")
+    return merging.weight_averaging(known, [known, current], weights=[1 - share, share], settings=settings).state
 
 
 def merge_stage(
