@@ -255,7 +255,7 @@ class Detector(ABC):
         """Train in place by the family's own trainer and take over the averaged (EMA) weights where it has them.
 
         Raises:
-            RuntimeError: when a loss is not finite, or one that is switched on stays zero.
+            RuntimeError: when a loss is not finite, or one that is switched on stays exactly zero.
         """
 
     @abstractmethod

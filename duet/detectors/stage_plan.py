@@ -16,9 +16,6 @@ from duet.errors import TrainingStopped
 from duet.losses.directional import directional_consistency
 from duet.losses.ewc import ewc_penalty
 
-# Of a loss between equal networks, where the other is computed in another order; after one real step it is near 1.
-ROUNDING = {"distill": 1e-4}
-
 
 @dataclass
 class StagePlan:
@@ -156,6 +153,8 @@ class AddedLosses:
     ) -> None:
         self.plan, self.distill, self.scale = plan, distill, scale
         self.largest: dict[str, float] = {}
+        self.trained = [value for name, value in model.named_parameters() if name not in plan.held_rows]
+        self.start = self._sums()
         if plan.directional:
             self.directional = _aligned("directional consistency", model, plan.previous, plan.direction)
         if plan.ewc:
@@ -174,18 +173,27 @@ class AddedLosses:
         return terms, items
 
     def refuse_dead(self, steps: int) -> None:
-        """Fail when a loss that is switched on was zero in every step.
+        """Fail when a loss that is switched on was zero in every step, or the teacher's student stood still.
 
         Raises:
             RuntimeError: naming the loss.
         """
         plan = self.plan
         for name, settings in (("distill", plan.distillation), ("dc", plan.directional), ("ewc", plan.ewc)):
-            if settings is not None and self.largest.get(name, 0.0) <= ROUNDING.get(name, 0.0):
+            if settings is not None and self.largest.get(name, 0.0) == 0.0:
                 raise RuntimeError(
-                    f"the {name} loss is switched on and stayed zero for {steps} steps; "
+                    f"the {name} loss is switched on and stayed exactly zero for {steps} steps; "
                     f"nothing of the model it holds on to has moved"
                 )
+        # A teacher that is computed in another order leaves rounding where nothing has moved, of no fixed size.
+        if plan.distillation is not None and self._sums() == self.start:
+            raise RuntimeError(
+                f"the distill loss is switched on and for {steps} steps nothing of the model it holds on to has moved"
+            )
+
+    def _sums(self) -> list[float]:
+        """One number per tensor, by which one that has moved is told."""
+        return [float(value.detach().double().sum()) for value in self.trained]
 
     def _values(self, outputs: object, images: Tensor):
         if self.plan.distillation is not None:

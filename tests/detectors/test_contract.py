@@ -424,7 +424,7 @@ def test_a_loss_that_stays_zero_stops_the_stage(detector, make_request):
     nothing = DirectionalTarget({key: old[key] for key in shared}, {key: torch.zeros_like(old[key]) for key in shared})
     method = MethodSettings(name="t", directional_consistency=DirectionalSettings())
     options = {"method": method, "teacher": detector, "epochs": 3}
-    with pytest.raises(RuntimeError, match="dc loss is switched on and stayed zero"):
+    with pytest.raises(RuntimeError, match="dc loss is switched on and stayed exactly zero"):
         grown.train_stage(make_request(grown, 2, "a", directional=nothing, **options))
     wrong = DirectionalTarget({"nowhere": torch.zeros(1)}, {"nowhere": torch.zeros(1)})
     with pytest.raises(RuntimeError, match="1 of 1 shared parameters match nothing"):

@@ -6,18 +6,45 @@ from duet.config import DistillationSettings
 from duet.detectors.stage_plan import AddedLosses, StagePlan
 
 
-def added(value):
-    plan = StagePlan(distillation=DistillationSettings())
-    losses = AddedLosses(plan, nn.Linear(1, 1), lambda outputs, images: torch.tensor(value), lambda images: 1.0)
+def added(value, model, **options):
+    plan = StagePlan(distillation=DistillationSettings(), **options)
+    losses = AddedLosses(plan, model, lambda outputs, images: torch.tensor(value), lambda images: 1.0)
     losses(None, torch.zeros(1, 3, 4, 4))
     return losses
 
 
-@pytest.mark.parametrize("value", [0.0, 2e-5, -3e-7])
-def test_distillation_within_rounding_of_equal_networks_is_refused(value):
-    with pytest.raises(RuntimeError, match="distill loss is switched on and stayed zero for 50 steps"):
-        added(value).refuse_dead(50)
+@torch.no_grad()
+def move(parameter):
+    parameter += 1e-6
 
 
-def test_distillation_of_networks_that_differ_is_not():
-    added(1e-2).refuse_dead(50)
+@pytest.mark.parametrize("value", [2e-5, -3e-7, 1e-2])
+def test_a_student_that_stands_still_is_refused_however_large_the_rounding(value):
+    losses = added(value, nn.Linear(1, 1))
+    with pytest.raises(RuntimeError, match=r"distill loss is switched on and for 50 steps nothing .* has moved"):
+        losses.refuse_dead(50)
+
+
+def test_distillation_that_is_exactly_zero_is_refused_even_where_the_student_moved():
+    model = nn.Linear(1, 1)
+    losses = added(0.0, model)
+    move(model.weight)
+    with pytest.raises(RuntimeError, match="distill loss is switched on and stayed exactly zero for 50 steps"):
+        losses.refuse_dead(50)
+
+
+@pytest.mark.parametrize("value", [1e-9, 1e-2])
+def test_distillation_of_a_student_that_moved_is_not_refused_however_small(value):
+    model = nn.Linear(1, 1)
+    losses = added(value, model)
+    move(model.bias)
+    losses.refuse_dead(50)
+
+
+def test_class_rows_that_are_held_do_not_count_as_moved():
+    """Their old part stands still, and the new part is not distilled."""
+    model = nn.Linear(1, 1)
+    losses = added(1e-6, model, held_rows=("weight", "bias"))
+    move(model.weight)
+    with pytest.raises(RuntimeError, match="nothing of the model it holds on to has moved"):
+        losses.refuse_dead(50)
