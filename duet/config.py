@@ -153,7 +153,13 @@ class AppearanceSettings(Section):
 class MethodSettings(Section):
     """What a stage trains with, how it merges, and what it does to the head, from the second task on."""
 
-    AS_BEFORE = {"new_rows": "random", "row_lr_factor": 1.0, "appearance": None, "teacher_statistics": 0.0}
+    AS_BEFORE = {
+        "new_rows": "random",
+        "row_lr_factor": 1.0,
+        "layer_decay": 1.0,
+        "appearance": None,
+        "teacher_statistics": 0.0,
+    }
 
     name: str
     joint: Annotated[bool, Field(description="one training on all domains with all labels")] = False
@@ -203,6 +209,10 @@ class MethodSettings(Section):
         bool, Field(description="class towers and box branch too; only new class rows are learned")
     ] = False
     shared_lr_factor: Annotated[float, Field(gt=0, le=1, description="learning rate of backbone and neck / lr0")] = 1.0
+    layer_decay: Annotated[
+        float,
+        Field(gt=0, le=1, description="learning rate of the first layers of backbone and neck / that of their last"),
+    ] = 1.0
     row_lr_factor: Annotated[float, Field(gt=0, le=100, description="`rows`: learning rate of class rows / lr0")] = 1.0
     weight_decay: Annotated[float | None, Field(ge=0, description="from the second task on; null keeps train's")] = None
     distillation: DistillationSettings | None = None

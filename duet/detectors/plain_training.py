@@ -191,9 +191,8 @@ def _optimizer(
 
 def _groups(model: nn.Module, settings: TrainSettings, weight_decay: float, plan: StagePlan) -> Iterator[dict]:
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    factors = dict.fromkeys(trained, 1.0)
-    factors |= {name: plan.shared_lr_factor for name in trained if name.startswith(plan.shared_prefixes)}
-    factors |= {name: plan.row_lr_factor for name in plan.rows if name in trained}
+    rates = plan.learning_rates([name for name, _ in model.named_parameters()])
+    factors = {name: rates[name] for name in trained}
     for factor in dict.fromkeys(factors.values()):
         for decayed in (True, False):
             named = [name for name in trained if factors[name] == factor and (trained[name].ndim > 1) == decayed]

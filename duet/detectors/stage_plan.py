@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,9 @@ from duet.detectors.replay import recolour
 from duet.errors import TrainingStopped
 from duet.losses.directional import directional_consistency
 from duet.losses.ewc import ewc_penalty
+
+DEPTHS = 8
+"""Steps of the layer-wise decay of the learning rate."""
 
 
 @dataclass
@@ -36,6 +39,7 @@ class StagePlan:
         freeze_batch_norm: keep all BatchNorm statistics while the weights train.
         shared_prefixes: prefixes of θ_s, for the learning-rate factor.
         shared_lr_factor: learning rate of θ_s / lr0.
+        layer_decay: learning rate of the first eighth of θ_s / that of its last, geometric in between.
         rows: names of the parameters with one row per class.
         row_lr_factor: their learning rate / lr0.
         past_domains, own_domain, replay_share: domain-statistics replay.
@@ -58,6 +62,7 @@ class StagePlan:
     freeze_batch_norm: bool = False
     shared_prefixes: tuple[str, ...] = ()
     shared_lr_factor: float = 1.0
+    layer_decay: float = 1.0
     rows: tuple[str, ...] = ()
     row_lr_factor: float = 1.0
     past_domains: tuple[DomainStatistics, ...] = ()
@@ -66,6 +71,24 @@ class StagePlan:
     appearance_share: float = 0.0
     seed: int = 0
     progress: Callable[[StageProgress], None] | None = None
+
+    def learning_rates(self, names: Sequence[str]) -> dict[str, float]:
+        """Learning rate / lr0 of each parameter; ``names`` in the order of the layers, as networks list them.
+
+        Layer-wise decay (ULMFiT, section 3.1; BEiT, section 3.1) by eighths of θ_s in place of layers, so that one
+        setting means the same for every family.
+
+        Raises:
+            RuntimeError: θ_s has a learning rate of its own and no parameter belongs to it.
+        """
+        factors = dict.fromkeys(names, 1.0)
+        shared = [name for name in names if name.startswith(self.shared_prefixes)]
+        if not shared and (self.shared_lr_factor, self.layer_decay) != (1.0, 1.0):
+            raise RuntimeError(f"shared learning rate: no parameter starts with {self.shared_prefixes}")
+        for place, name in enumerate(shared):
+            depth = (place * DEPTHS // len(shared)) / (DEPTHS - 1)
+            factors[name] = self.shared_lr_factor * self.layer_decay ** (1 - depth)
+        return factors | {name: self.row_lr_factor for name in self.rows if name in factors}
 
 
 def stage_plan(
@@ -103,6 +126,7 @@ def stage_plan(
         freeze_batch_norm=method.fixes_statistics or request.head_only,
         shared_prefixes=shared_prefixes,
         shared_lr_factor=method.shared_lr_factor,
+        layer_decay=method.layer_decay,
         rows=rows,
         row_lr_factor=method.row_lr_factor,
         past_domains=request.past_domains,

@@ -102,14 +102,10 @@ class StageTraining(ProcessGroupTraining):
         """The optimizer of Ultralytics; θ_s and class rows move into groups with learning rates of their own."""
         optimizer = super().build_optimizer(model, *args, **kwargs)
         named = dict(unwrap_model(model).named_parameters())
-        plan = self.plan
-        if plan.shared_lr_factor != 1.0:
-            shared = [value for name, value in named.items() if name.startswith(plan.shared_prefixes)]
-            if not shared:
-                raise RuntimeError(f"shared learning rate: no parameter starts with {plan.shared_prefixes}")
-            own_rate(optimizer, shared, plan.shared_lr_factor)
-        if plan.row_lr_factor != 1.0:
-            own_rate(optimizer, [named[name] for name in plan.rows], plan.row_lr_factor)
+        rates = self.plan.learning_rates(list(named))
+        for factor in dict.fromkeys(rates.values()):
+            if factor != 1.0:
+                own_rate(optimizer, [value for name, value in named.items() if rates[name] == factor], factor)
         return optimizer
 
     def _model_train(self) -> None:

@@ -330,6 +330,22 @@ def test_shared_parameters_move_less_with_a_smaller_learning_rate(detector, make
     assert moved("slow", 0.01) < 0.1 * moved("fast", 1.0)
 
 
+def test_the_first_layers_move_less_with_layer_decay(detector, make_request):
+    def moved(folder, decay):
+        grown, _, start = later(make_request, detector, folder, layer_decay=decay)
+        shared = set(grown.split().shared_parameters)
+        names = [key for key, _ in grown.model.named_parameters() if key in shared]
+        after, eighth = grown.state(), len(names) // 8
+        return [
+            sum((after[key] - start[key]).abs().sum().item() for key in keys)
+            for keys in (names[:eighth], names[-eighth:])
+        ]
+
+    (first, last), (slow_first, same_last) = moved("even", 1.0), moved("decayed", 0.01)
+    assert slow_first < 0.1 * first
+    assert same_last == pytest.approx(last, rel=0.5)
+
+
 def test_new_class_rows_move_more_with_a_larger_learning_rate(detector, make_request):
     def moved(folder, factor):
         grown, _, start = later(make_request, detector, folder, row_lr_factor=factor)

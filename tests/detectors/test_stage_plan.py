@@ -48,3 +48,29 @@ def test_class_rows_that_are_held_do_not_count_as_moved():
     move(model.weight)
     with pytest.raises(RuntimeError, match="nothing of the model it holds on to has moved"):
         losses.refuse_dead(50)
+
+
+NAMES = [f"backbone.{number}" for number in range(16)] + ["head.box", "head.rows"]
+
+
+def test_learning_rates_decay_from_the_last_shared_layer_to_the_first():
+    plan = StagePlan(
+        shared_prefixes=("backbone.",), shared_lr_factor=0.5, layer_decay=0.01, rows=("head.rows",), row_lr_factor=5.0
+    )
+    rates = plan.learning_rates(NAMES)
+    assert list(rates) == NAMES
+    assert rates["backbone.15"] == rates["backbone.14"] == 0.5
+    assert rates["backbone.0"] == rates["backbone.1"] == pytest.approx(0.005)
+    assert rates["backbone.2"] / rates["backbone.0"] == pytest.approx(100 ** (1 / 7))
+    assert (rates["head.box"], rates["head.rows"]) == (1.0, 5.0)
+
+
+def test_learning_rates_without_decay_are_one_for_all_that_is_shared():
+    rates = StagePlan(shared_prefixes=("backbone.",), shared_lr_factor=0.3).learning_rates(NAMES)
+    assert [rates[name] for name in NAMES] == [0.3] * 16 + [1.0, 1.0]
+
+
+@pytest.mark.parametrize("options", [{"shared_lr_factor": 0.5}, {"layer_decay": 0.5}])
+def test_a_shared_rate_that_no_parameter_has_is_refused(options):
+    with pytest.raises(RuntimeError, match="no parameter starts with"):
+        StagePlan(shared_prefixes=("neck.",), **options).learning_rates(NAMES)
