@@ -228,6 +228,15 @@ class MethodSettings(Section):
     calibration_epochs: Annotated[int, Field(ge=0, description="head-only epochs on the merged model")] = 0
 
     @property
+    def idle(self) -> dict[str, str]:
+        """Options that do nothing, each with the one that makes it so."""
+        if self.joint or self.start == "pretrained":  # no stage goes on from an earlier model
+            used = ("name", "joint", "start", "committee", "appearance")
+            reason = "joint: true" if self.joint else "start: pretrained"
+            return {key: reason for key in type(self).model_fields if key not in used}
+        return dict.fromkeys(("new_rows", "row_lr_factor"), "head: parallel") if self.head == "parallel" else {}
+
+    @property
     def holds_rows(self) -> bool:
         """Whether the old class rows stand still while a later stage trains."""
         return self.head == "rows" and self.old_rows == "restore" and self.negatives == "new"

@@ -42,7 +42,11 @@ def resolve_config(
     named = _mapping(values.pop("method", {}), "method", source)
     settings = method_settings(str(named.get("name", "duet"))).model_dump()
     values["method"] = overlay(_for_merger(settings, named.get("merge")), named)
-    _refuse_bad_merger(validate(MethodSettings, values["method"], f"{source}, method"), source)
+    method = validate(MethodSettings, values["method"], f"{source}, method")
+    _refuse_bad_merger(method, source)
+    _refuse_idle(method, settings, source)
+    if method.head == "parallel":  # what the method itself sets for rows
+        values["method"] |= {key: MethodSettings.model_fields[key].default for key in method.idle}
     return validate(RunConfig, values, source)
 
 
@@ -65,6 +69,14 @@ def _refuse_bad_merger(method: MethodSettings, source: str) -> None:
         split_options(method.merge.name, {**method.merge.options, **made})  # these lists are made during the run
     except (ValueError, TypeError) as error:
         raise InputError(f"{source}: key 'method.merge': {error}") from error
+
+
+def _refuse_idle(method: MethodSettings, own: Mapping[str, Any], source: str) -> None:
+    """An option that somebody set and that does nothing would look like a result."""
+    chosen, defaults = method.model_dump(), MethodSettings(name=method.name).model_dump()
+    for key, reason in method.idle.items():
+        if chosen[key] not in (own[key], defaults[key]):
+            raise InputError(f"{source}: key 'method.{key}' has no meaning with 'method.{reason}'")
 
 
 def _with_method(values: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -149,3 +149,32 @@ def test_what_there_was_no_choice_of_is_in_a_key_only_where_it_is_not_as_it_was(
     assert not later & set(plain.deciding()["method"]) and not later & set(plain.method.of_training())
     assert later <= set(plain.settings()["method"])
     assert changed.deciding()["method"]["row_lr_factor"] == changed.method.of_training()["row_lr_factor"] == 5.0
+
+
+IDLE = [
+    ("joint", "shared_lr_factor=0.1", "joint: true"),
+    ("individual", "calibration_epochs=2", "start: pretrained"),
+    ("restart", "distillation.weight=1", "start: pretrained"),
+    ("joint", "merge.name=ties", "joint: true"),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "reason"), IDLE)
+def test_an_option_that_does_nothing_is_refused(name, option, reason):
+    key = option.split("=")[0].split(".")[0]
+    with pytest.raises(InputError, match=rf"key 'method\.{key}' has no meaning with 'method\.{reason}'"):
+        resolve_config(None, {"method": name}, parse_assignments([f"method.{option}"]))
+
+
+@pytest.mark.parametrize("option", ["new_rows=mean", "row_lr_factor=3"])
+def test_parallel_heads_have_no_rows_to_start_or_to_speed_up(option):
+    with pytest.raises(InputError, match=r"has no meaning with 'method\.head: parallel'"):
+        resolve_config(None, {"method": "erd"}, parse_assignments(["method.head=parallel", f"method.{option}"]))
+
+
+def test_parallel_heads_of_duet_take_its_options_for_rows_away_and_its_file_can_be_read_again(tmp_path):
+    config = resolve_config(None, {}, parse_assignments(["method.head=parallel"]))
+    assert (config.method.new_rows, config.method.row_lr_factor) == ("random", 1.0)
+    assert config.method.shared_lr_factor == METHODS["duet"].shared_lr_factor
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert resolve_config(tmp_path / "config.yaml", {}) == config
