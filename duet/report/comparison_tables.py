@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from duet.report.comparison_noise import Estimate
+from duet.report.comparison_parts import heat_maps
 from duet.report.comparison_rows import COMPARED, KIND_NOTES, METRICS, ComparedBlock, ComparedRow, best_label
 from duet.report.comparison_verdicts import verdict_of
 from duet.report.interval_rows import interval_text
-from duet.report.rows import ABSENT, IndexName, counted, duration, number
+from duet.report.rows import ABSENT, IndexName, counted, duration, grid_values, number
 from duet.report.tables import titled_table
 
 SHOWN = ("overall", "rai", "ni", "avg_ri", "avg_gi", "forgetting", "mean_map")
@@ -36,7 +37,8 @@ def comparison_table(blocks: Sequence[ComparedBlock]) -> Group:
 def comparison_csv(blocks: Sequence[ComparedBlock]) -> str:
     """One line per block, method, metric and index: one per seed, then one named ``mean`` with sd and interval.
 
-    Failed and pending cells have one line each, without a value.
+    The index ``final/comic/2`` is the mAP of task 2's classes in the domain comic after the last task, one line per
+    seed. Failed and pending cells have one line each, without a value.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -49,7 +51,7 @@ def comparison_csv(blocks: Sequence[ComparedBlock]) -> str:
 
 
 def comparison_markdown(blocks: Sequence[ComparedBlock]) -> str:
-    """A table per block, mean ± sd (mAP50) with the interval in brackets, and the closing sentence."""
+    """Per block: mean ± sd (mAP50) with the interval in brackets, the final grid, and the closing sentence."""
     return "\n".join(_markdown_block(block) for block in blocks)
 
 
@@ -146,6 +148,10 @@ def _csv_lines(row: ComparedRow) -> Iterator[tuple[object, ...]]:
             if found:
                 numbers = (_cell(value) for value in (found.mean, found.sd, found.low, found.high))
                 yield "finished", "mean", metric, name.key, *numbers
+    for run in row.finished:
+        for metric in METRICS:
+            for (domain, task), value in grid_values(run.results["stages"][-1], metric).items():
+                yield "finished", run.seed, metric, f"final/{domain}/{task}", _cell(value), "", "", ""
     for run in row.failed:
         yield "failed", run.seed, "", "", "", "", "", ""
     for seed in row.pending:
@@ -171,12 +177,29 @@ def _markdown_block(block: ComparedBlock) -> str:
             cells.append(f"{text} {interval}" if interval else text)
         note = f" ({KIND_NOTES[row.kind]})" if KIND_NOTES[row.kind] else ""
         lines.append(f"| {_markdown(row.label)}{note} | {_seeds(row)} | {' | '.join(cells)} |")
+    lines += _markdown_grid(block)
     failures = failure_lines(block)
     if failures:
         lines += ["", "```", *failures, "```"]
     for line in absent_lines(block):
         lines += ["", _markdown(line)]
     return "\n".join([*lines, "", _markdown(verdict_of(block).sentence), ""])
+
+
+def _markdown_grid(block: ComparedBlock) -> list[str]:
+    """The class × domain grid after the last task, one line per method; empty when no method has one."""
+    maps = heat_maps(block)
+    if not maps:
+        return []
+    cells = [(place, domain) for place in range(len(maps[0].rows[0][1])) for domain, _ in maps[0].rows]
+    head = ["Method", *(f"Task {place + 1}, {_markdown(domain)}" for place, domain in cells)]
+    lines = ["", "mAP50 after the last task, mean over seeds, by the classes of each task in each domain:", ""]
+    lines += [f"| {' | '.join(head)} |", "|---|" + "--:|" * len(cells)]
+    for found in maps:
+        by_domain = dict(found.rows)
+        values = (number(by_domain[domain][place].value) for place, domain in cells)
+        lines.append(f"| {_markdown(found.label)} | {' | '.join(values)} |")
+    return lines
 
 
 def _markdown(text: str) -> str:

@@ -11,6 +11,7 @@ from fake_run import TASKS
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
+from duet.evaluation.indices import METRICS
 from duet.report.comparison import compare_rows, comparison_table
 from duet.report.comparison_page import render_comparison
 from duet.report.comparison_tables import comparison_csv, comparison_latex, comparison_markdown, latex_escape
@@ -71,8 +72,27 @@ def test_markdown_marks_the_best_exemplar_free_method(blocks):
     assert f"| duet | 2 of 3 | **{cell(blocks, 'duet', 'overall')}** |" in text
     assert f"| lwf | 2 | {cell(blocks, 'lwf', 'overall')} |" in text
     assert "| replay (keeps old images) | 2 |" in text  # better than duet, but no rival
-    rows = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [line for line in text.split("mAP50 after")[0].splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
+
+
+def test_the_final_grid_stands_in_markdown_and_csv(blocks):
+    row = next(row for row in blocks[0].rows if row.label == "lwf")
+    grids = [{(cell["domain"], cell["task"]): cell for cell in run["stages"][-1]["grid"]} for run in row.results]
+    table = comparison_markdown(blocks).split("mAP50 after the last task")[1]
+    head, line = (
+        next(line for line in table.splitlines() if line.startswith(f"| {name} |")) for name in ("Method", "lwf")
+    )
+    titles, values = ([text.strip() for text in line.split("|")[2:-1]] for line in (head, line))
+    assert len(titles) == len(grids[0]) == len(set(titles))
+    for domain, task in grids[0]:
+        mean = sum(grid[domain, task]["map50"] for grid in grids) / len(grids)
+        assert values[titles.index(f"Task {task}, {domain}")] == number(mean)
+    lines = [line for line in csv.DictReader(io.StringIO(comparison_csv(blocks))) if line["label"] == "lwf"]
+    for domain, task in grids[0]:
+        found = [line for line in lines if (line["metric"], line["index"]) == (METRICS[1], f"final/{domain}/{task}")]
+        assert [line["seed"] for line in found] == ["0", "1"]
+        assert [float(line["value"]) for line in found] == [grid[domain, task][METRICS[1]] for grid in grids]
 
 
 def test_interval_stands_in_the_markdown_when_there_is_one(tmp_path):
