@@ -156,6 +156,7 @@ class MethodSettings(Section):
     AS_BEFORE = {
         "new_rows": "random",
         "row_lr_factor": 1.0,
+        "unseen_lr_factor": None,
         "layer_decay": 1.0,
         "appearance": None,
         "teacher_statistics": 0.0,
@@ -209,6 +210,15 @@ class MethodSettings(Section):
         bool, Field(description="class towers and box branch too; only new class rows are learned")
     ] = False
     shared_lr_factor: Annotated[float, Field(gt=0, le=1, description="learning rate of backbone and neck / lr0")] = 1.0
+    unseen_lr_factor: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="that rate where the previous model sees no old object in the new pictures, so that "
+            "distillation cannot keep the old classes; the full rate from one per picture on; null looks at none",
+        ),
+    ] = None
     layer_decay: Annotated[
         float,
         Field(gt=0, le=1, description="learning rate of the first layers of backbone and neck / that of their last"),

@@ -38,7 +38,7 @@ from duet.results import stage_entry
 from duet.run_outputs import RunOutputs, example_detections
 from duet.shared_training import SharedTrainer
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
-from duet.stage_data import exemplars, label_by_teacher, own_labels
+from duet.stage_data import exemplars, label_by_teacher, own_labels, seen_objects
 from duet.state import RunState, digest_of, only_user, write_json, write_text
 from duet.uncertainty import REFERENCE_FILE
 from duet.way_on import way_on
@@ -160,8 +160,8 @@ class Learner:
         self._close_stage(task, item.statistics, result, folder, reference, item.data)
 
     def _stage_input(self, task: int, images: Sequence[LabelledImage], folder: Path) -> StageInput:
-        classes = self.series.tasks[task - 1].classes
-        anew = self.config.method.start == "pretrained"
+        classes, method = self.series.tasks[task - 1].classes, self.config.method
+        anew = method.start == "pretrained"
         previous = before = None
         if task > 1 and not anew:
             previous = restore_detector(self.state.stage_file(task - 1, "model"))
@@ -171,20 +171,22 @@ class Learner:
         data = write_training_set(
             trained, labelled, known, folder / "data", other, self.source.section.unlabelled_images
         )
+        own = own_labels(images, classes, self.source.section.unlabelled_images)
         fisher = weighs_by_fisher(self.config)
-        shared = self.start.split(self.config.method.towers == "shared").shared
+        shared = self.start.split(method.towers == "shared").shared
         return StageInput(
             task=task,
             classes=classes,
             data=data,
-            images=[image.path for image in images],
+            images=[image.path for image in own],
             folder=folder / "train",
-            statistics=colour_statistics(images),
+            statistics=colour_statistics(own),
             past=self._past_statistics(task),
             base={key: self.theta_0[key] for key in shared},
             previous=previous,
             before_previous=before,
             fisher=restore_tensors(self.state.stage_file(task - 1, "fisher")) if task > 1 and fisher else None,
+            seen=seen_objects(own, previous, self.config) if previous and method.unseen_lr_factor else None,
         )
 
     def _trained_on(

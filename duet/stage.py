@@ -26,6 +26,7 @@ from duet.detectors.base import (
 from duet.errors import TrainingStopped
 from duet.kept_trainings import KeptTrainings, Training, keyed_versions
 from duet.soundness import refuse_exploded, refuse_not_finite
+from duet.stage_data import LOOKED_AT, spread
 from duet.state import digest_of
 from duet.weights import weights_digest
 from merging.layers import is_statistic
@@ -33,7 +34,6 @@ from merging.sign_conflict import sign_conflict_rate
 
 State = Mapping[str, Tensor]
 
-STATISTICS_IMAGES = 256  # that BatchNorm statistics of a domain are estimated on
 
 OTHER_MERGER = "method.merge.name=duet"  # whose merge cannot grow
 
@@ -54,6 +54,7 @@ class StageInput:
         previous: the merged detector of t − 1, or None in the first stage.
         before_previous: shared tensors of θ_(t−2); θ_0 at t = 2.
         fisher: Fisher information of the earlier tasks, for mergers that weigh by it.
+        seen: old objects that the previous model sees per picture, where the method asks for it.
     """
 
     task: int
@@ -67,6 +68,7 @@ class StageInput:
     previous: Detector | None
     before_previous: State | None
     fisher: State | None = None
+    seen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def later_stage(
         progress: called after every step.
         trainings: where trainings are kept for runs that train alike; None keeps none.
     """
+    config = _with_shared_rate(config, item)
     previous, method = item.previous, config.method
     old_state = previous.state()
     detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head, method.new_rows)
@@ -125,6 +128,8 @@ def later_stage(
     started = time.perf_counter()
     fisher = _fisher(detector, request, config)
     merge = merge_stage(detector, old_state, item, config, fisher)
+    if item.seen is not None:
+        merge |= {"seen": item.seen, "shared_lr_factor": method.shared_lr_factor}
     seconds = {**looking, "train": outcome.seconds, "merge": time.perf_counter() - started}
     losses = _plain(outcome.losses)
     if method.calibration_epochs:
@@ -138,6 +143,20 @@ def later_stage(
         if method.old_rows == "restore":
             detector.load_state({**detector.state(), **_restored_rows(detector, old_state, config)})
     return StageResult(detector, losses, merge, seconds, _added(item.fisher, fisher))
+
+
+def _with_shared_rate(config: RunConfig, item: StageInput) -> RunConfig:
+    """The configuration with the stage's own rate of the shared parameters, by what the previous model sees.
+
+    Distillation keeps what the previous model sees in the new pictures. What it does not see there nothing keeps but a
+    small step.
+    """
+    method = config.method
+    if method.unseen_lr_factor is None:
+        return config
+    rate = method.unseen_lr_factor + (method.shared_lr_factor - method.unseen_lr_factor) * min(1.0, item.seen)
+    chosen = method.model_copy(update={"shared_lr_factor": rate, "unseen_lr_factor": None})
+    return config.model_copy(update={"method": chosen})
 
 
 def _meet_domain(detector: Detector, item: StageInput, config: RunConfig) -> tuple[Detector, dict[str, float]]:
@@ -168,13 +187,11 @@ def statistics_on(detector: Detector, images: Sequence[Path], image_size: int) -
 
     Args:
         detector: whose statistics are estimated.
-        images: of one domain; where there are k times ``STATISTICS_IMAGES``, every k-th is looked at, and at most as
-            many as that.
+        images: of one domain; at most ``LOOKED_AT`` are looked at, evenly over the sequence.
         image_size: side of the square input, pixels.
     """
-    step = max(1, len(images) // STATISTICS_IMAGES)
     other = detector.clone()
-    other.estimate_batch_norm(images[::step][:STATISTICS_IMAGES], image_size)
+    other.estimate_batch_norm(spread(images, LOOKED_AT), image_size)
     return {key: value for key, value in other.state().items() if is_statistic(key)}
 
 

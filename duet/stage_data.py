@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from duet.monitor import Monitor
 from duet.report.sample_pages import sample_page
 from duet.state import write_json
 
+Item = TypeVar("Item")
+
+LOOKED_AT = 256  # pictures of a stage that tell of its domain
 PSEUDO_SAMPLES = 12  # pictures on the page that shows pseudo-labels
 PSEUDO = "pseudo-label"  # what the line of one begins with; its score follows
 
@@ -84,6 +87,30 @@ def pseudo_labelled(
     """
     found = dict(teacher.predict([image.path for image in images], image_size, evaluation))
     return [_with_detections(image, found[image.path], settings) for image in images]
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of the items, evenly over the sequence and in its order."""
+    if len(items) <= most:
+        return list(items)
+    return [items[place * len(items) // most] for place in range(most)]
+
+
+def seen_objects(images: Sequence[LabelledImage], teacher: Detector, config: RunConfig) -> float:
+    """Objects of old classes that the previous model sees in a stage's pictures, per picture.
+
+    A detection counts as a pseudo-label would: by its default confidence, and off the labelled objects.
+
+    Args:
+        images: the new task's images, with the labels of the new classes only (`own_labels`); at most
+            ``LOOKED_AT`` of them are looked at.
+        teacher: the model of the previous task.
+        config: of the run.
+    """
+    chosen = spread(images, LOOKED_AT)
+    labelled = pseudo_labelled(chosen, teacher, PseudoLabelSettings(), config.evaluation, config.train.image_size)
+    found = sum(len(after.labels) - len(before.labels) for before, after in zip(chosen, labelled))
+    return found / len(chosen) if chosen else 0.0
 
 
 def exemplars(

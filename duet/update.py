@@ -26,7 +26,7 @@ from duet.errors import InputError, TrainingStopped
 from duet.monitor import Monitor
 from duet.results import versions
 from duet.stage import StageInput, StageResult, later_stage, weighs_by_fisher
-from duet.stage_data import label_by_teacher, own_labels
+from duet.stage_data import label_by_teacher, own_labels, seen_objects
 from duet.state import write_json
 from duet.update_scores import indices_of, refuse_unscorable, scores_before_and_after
 from duet.way_on import way_on_after_update
@@ -277,8 +277,8 @@ def _stage_input(
 ) -> StageInput:
     classes = (*record.classes, *update.classes)
     trained, labelled = images, update.classes
+    own = own_labels(images, update.classes, update.unlabelled_images)
     if config.method.pseudo_labels is not None:
-        own = own_labels(images, update.classes, update.unlabelled_images)
         trained, labelled = label_by_teacher(own, classes, artefact.detector, config, folder, monitor), classes
     data = write_training_set(trained, labelled, classes, folder / "data", "drop", update.unlabelled_images)
     shared = artefact.detector.split(config.method.towers == "shared").shared
@@ -286,13 +286,14 @@ def _stage_input(
         task=len(record.tasks) + 1,
         classes=update.classes,
         data=data,
-        images=[image.path for image in images],
+        images=[image.path for image in own],
         folder=folder / "train",
-        statistics=colour_statistics(images),
+        statistics=colour_statistics(own),
         past=tuple(task.statistics for task in record.tasks if task.statistics is not None),
         base={key: origin.state[key] for key in shared},
         previous=artefact.detector,
         before_previous=origin.before,
+        seen=seen_objects(own, artefact.detector, config) if config.method.unseen_lr_factor else None,
     )
 
 
