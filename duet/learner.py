@@ -38,7 +38,7 @@ from duet.results import stage_entry
 from duet.run_outputs import RunOutputs, example_detections
 from duet.shared_training import SharedTrainer
 from duet.stage import StageInput, StageResult, first_stage, later_stage, weighs_by_fisher
-from duet.stage_data import exemplars, label_by_teacher, own_labels, seen_objects
+from duet.stage_data import exemplars, label_by_teacher, own_labels
 from duet.state import RunState, digest_of, only_user, write_json, write_text
 from duet.uncertainty import REFERENCE_FILE
 from duet.way_on import way_on
@@ -178,7 +178,7 @@ class Learner:
             task=task,
             classes=classes,
             data=data,
-            images=[image.path for image in own],
+            images=own,
             folder=folder / "train",
             statistics=colour_statistics(own),
             past=self._past_statistics(task),
@@ -186,7 +186,6 @@ class Learner:
             previous=previous,
             before_previous=before,
             fisher=restore_tensors(self.state.stage_file(task - 1, "fisher")) if task > 1 and fisher else None,
-            seen=seen_objects(own, previous, self.config) if previous and method.unseen_lr_factor else None,
         )
 
     def _trained_on(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import merging
 from duet.config import RunConfig
+from duet.datasets.images import LabelledImage
 from duet.datasets.scene_folder import content_hash
 from duet.datasets.training import TrainingSet
 from duet.detectors.base import (
@@ -26,7 +27,7 @@ from duet.detectors.base import (
 from duet.errors import TrainingStopped
 from duet.kept_trainings import KeptTrainings, Training, keyed_versions
 from duet.soundness import refuse_exploded, refuse_not_finite
-from duet.stage_data import LOOKED_AT, spread
+from duet.stage_data import LOOKED_AT, seen_objects, spread
 from duet.state import digest_of
 from duet.weights import weights_digest
 from merging.layers import is_statistic
@@ -46,7 +47,7 @@ class StageInput:
         task: number of the task, from 1.
         classes: the classes that are learned.
         data: the prepared training set, labelled with these classes.
-        images: its image files, for re-estimating BatchNorm statistics.
+        images: its images, with the labels of these classes only.
         folder: where the trainer may write.
         statistics: colour statistics of the task's domain.
         past: colour statistics of the earlier domains.
@@ -54,13 +55,12 @@ class StageInput:
         previous: the merged detector of t − 1, or None in the first stage.
         before_previous: shared tensors of θ_(t−2); θ_0 at t = 2.
         fisher: Fisher information of the earlier tasks, for mergers that weigh by it.
-        seen: old objects that the previous model sees per picture, where the method asks for it.
     """
 
     task: int
     classes: tuple[str, ...]
     data: TrainingSet
-    images: Sequence[Path]
+    images: Sequence[LabelledImage]
     folder: Path
     statistics: DomainStatistics
     past: tuple[DomainStatistics, ...]
@@ -68,7 +68,6 @@ class StageInput:
     previous: Detector | None
     before_previous: State | None
     fisher: State | None = None
-    seen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,8 @@ class StageResult:
         detector: the merged detector θ_t.
         losses: per epoch, loss name to value; calibration epochs follow with the names prefixed.
         merge: method, alpha per layer and sign-conflict rate, or None in the first stage.
-        seconds: durations of statistics, train, merge and calibrate, as far as they took place.
+        seconds: durations of statistics (looking at the new pictures), train, merge and calibrate, as far as they took
+            place.
         fisher: Fisher information of the tasks until now, where the merger weighs by it.
     """
 
@@ -111,11 +111,13 @@ def later_stage(
         progress: called after every step.
         trainings: where trainings are kept for runs that train alike; None keeps none.
     """
-    config = _with_shared_rate(config, item)
+    started = time.perf_counter()
+    config, rate = _with_shared_rate(config, item)
     previous, method = item.previous, config.method
     old_state = previous.state()
     detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head, method.new_rows)
-    teacher, looking = _meet_domain(detector, item, config)
+    teacher, met = _meet_domain(detector, item, config)
+    looking = {"statistics": time.perf_counter() - started} if rate or met else {}
     shared = detector.split(method.towers == "shared").shared_parameters
     directional = None
     if method.directional_consistency is not None:
@@ -127,9 +129,7 @@ def later_stage(
     _refuse_broken(detector, config)
     started = time.perf_counter()
     fisher = _fisher(detector, request, config)
-    merge = merge_stage(detector, old_state, item, config, fisher)
-    if item.seen is not None:
-        merge |= {"seen": item.seen, "shared_lr_factor": method.shared_lr_factor}
+    merge = {**merge_stage(detector, old_state, item, config, fisher), **rate}
     seconds = {**looking, "train": outcome.seconds, "merge": time.perf_counter() - started}
     losses = _plain(outcome.losses)
     if method.calibration_epochs:
@@ -145,41 +145,44 @@ def later_stage(
     return StageResult(detector, losses, merge, seconds, _added(item.fisher, fisher))
 
 
-def _with_shared_rate(config: RunConfig, item: StageInput) -> RunConfig:
-    """The configuration with the stage's own rate of the shared parameters, by what the previous model sees.
+def _with_shared_rate(config: RunConfig, item: StageInput) -> tuple[RunConfig, dict[str, float]]:
+    """The configuration with the stage's own rate of the shared parameters, and what results.json says of it.
 
     Distillation keeps what the previous model sees in the new pictures. What it does not see there nothing keeps but a
     small step.
     """
     method = config.method
     if method.unseen_lr_factor is None:
-        return config
-    rate = method.unseen_lr_factor + (method.shared_lr_factor - method.unseen_lr_factor) * min(1.0, item.seen)
+        return config, {}
+    seen = seen_objects(item.images, item.previous, config)
+    rate = method.unseen_lr_factor + (method.shared_lr_factor - method.unseen_lr_factor) * min(1.0, seen)
     chosen = method.model_copy(update={"shared_lr_factor": rate, "unseen_lr_factor": None})
-    return config.model_copy(update={"method": chosen})
+    return config.model_copy(update={"method": chosen}), {"seen": seen, "shared_lr_factor": rate}
 
 
-def _meet_domain(detector: Detector, item: StageInput, config: RunConfig) -> tuple[Detector, dict[str, float]]:
+def _paths(item: StageInput) -> list[Path]:
+    return [image.path for image in item.images]
+
+
+def _meet_domain(detector: Detector, item: StageInput, config: RunConfig) -> tuple[Detector, bool]:
     """Give the grown detector the BatchNorm statistics of all domains where the method asks for it, in place.
 
     Returns:
-        The teacher, with its share of the new domain's statistics, and the duration of estimating them.
+        The teacher, with its share of the new domain's statistics, and whether any were estimated.
     """
     previous, method = item.previous, config.method
     if method.batch_norm != "mixture" and not method.teacher_statistics:
-        return previous, {}
-    started = time.perf_counter()
-    before, current = previous.state(), statistics_on(previous, item.images, config.train.image_size)
-    seconds = {"statistics": time.perf_counter() - started}
+        return previous, False
+    before, current = previous.state(), statistics_on(previous, _paths(item), config.train.image_size)
     if method.batch_norm == "mixture":
         start = detector.state()  # of parallel heads the new one has names of its own
         together = mixed(before, current, 1 / item.task)
         detector.load_state({key: together.get(key, value) for key, value in start.items()})
     if not method.teacher_statistics:
-        return previous, seconds
+        return previous, True
     teacher = previous.clone()
     teacher.load_state({**before, **mixed(before, current, method.teacher_statistics)})
-    return teacher, seconds
+    return teacher, True
 
 
 def statistics_on(detector: Detector, images: Sequence[Path], image_size: int) -> State:
@@ -252,7 +255,7 @@ def merge_stage(
     head = detector.merged_head(old_state, method)
     detector.load_state({**merged, **head})
     if method.batch_norm == "recalibrate":
-        detector.estimate_batch_norm(item.images, config.train.image_size)
+        detector.estimate_batch_norm(_paths(item), config.train.image_size)
     name = method.merge.name if method.merge else None
     return {"method": name, "alpha": alpha, "sign_conflict_rate": conflict}
 

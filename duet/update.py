@@ -26,7 +26,7 @@ from duet.errors import InputError, TrainingStopped
 from duet.monitor import Monitor
 from duet.results import versions
 from duet.stage import StageInput, StageResult, later_stage, weighs_by_fisher
-from duet.stage_data import label_by_teacher, own_labels, seen_objects
+from duet.stage_data import label_by_teacher, own_labels
 from duet.state import write_json
 from duet.update_scores import indices_of, refuse_unscorable, scores_before_and_after
 from duet.way_on import way_on_after_update
@@ -286,14 +286,13 @@ def _stage_input(
         task=len(record.tasks) + 1,
         classes=update.classes,
         data=data,
-        images=[image.path for image in own],
+        images=own,
         folder=folder / "train",
         statistics=colour_statistics(own),
         past=tuple(task.statistics for task in record.tasks if task.statistics is not None),
         base={key: origin.state[key] for key in shared},
         previous=artefact.detector,
         before_previous=origin.before,
-        seen=seen_objects(own, artefact.detector, config) if config.method.unseen_lr_factor else None,
     )
 
 

@@ -11,6 +11,7 @@ from duet.datasets.training import TrainingSet
 from duet.detectors.base import DomainStatistics, StageOutcome
 from duet.detectors.yolo import YoloDetector
 from duet.stage import StageInput, later_stage, merge_stage, mixed, stage_seed, statistics_on, weighs_by_fisher
+from duet.stage_data import LOOKED_AT
 
 MEAN = "model.0.bn.running_mean"
 COUNT = "model.0.bn.num_batches_tracked"
@@ -121,8 +122,8 @@ def test_statistics_are_estimated_on_a_copy_and_on_images_from_all_over(models, 
 
     monkeypatch.setattr(YoloDetector, "estimate_batch_norm", estimate)
     found = statistics_on(previous, [Path(str(number)) for number in range(1000)], 64)
-    assert len(seen) == stage.STATISTICS_IMAGES
-    assert int(seen[-1].name) > 700
+    assert len(seen) == LOOKED_AT
+    assert int(seen[-1].name) > 990 and len(set(seen)) == len(seen)
     assert all(torch.equal(previous.state()[key], value) for key, value in before.items())
     assert MEAN in found and WEIGHT not in found
     assert not torch.equal(found[MEAN], before[MEAN])
@@ -153,6 +154,30 @@ def test_a_stage_starts_from_the_mixture_and_its_teacher_knows_the_new_domain(mo
     assert ("statistics" in result.seconds) == (policy == "mixture" or share > 0)
     assert torch.equal(result.detector.state()[MEAN], seen[0][0][MEAN])
     assert torch.equal(previous.state()[MEAN], old[MEAN])
+
+
+@pytest.mark.parametrize(("seen", "rate"), [(0.0, 0.1), (0.25, 0.15), (1.0, 0.3), (3.5, 0.3)])
+def test_the_shared_rate_follows_what_the_previous_model_sees(models, monkeypatch, seen, rate):
+    base, previous, _ = models
+    trained = []
+
+    def train(self, request):
+        trained.append((request.method.shared_lr_factor, request.method.unseen_lr_factor))
+        return StageOutcome(({"loss": 1.0},), 1.0)
+
+    monkeypatch.setattr(YoloDetector, "train_stage", train)
+    monkeypatch.setattr(stage, "seen_objects", lambda *arguments: seen)
+    shared = {key: base.state()[key] for key in base.split().shared}
+    method = {"name": "test", "shared_lr_factor": 0.3, "unseen_lr_factor": 0.1, "batch_norm": "freeze"}
+    result = later_stage(stage_input(shared, previous), RunConfig(method=method), None)
+    ((factor, unseen),) = trained
+    assert factor == pytest.approx(rate) and unseen is None
+    assert (result.merge["seen"], result.merge["shared_lr_factor"]) == (seen, factor)
+    assert result.seconds["statistics"] >= 0
+    del method["unseen_lr_factor"]
+    result = later_stage(stage_input(shared, previous), RunConfig(method=method), None)
+    assert trained[1] == (0.3, None)
+    assert "seen" not in result.merge and "statistics" not in result.seconds
 
 
 def test_the_head_is_never_averaged_unless_asked(models):

@@ -1,15 +1,25 @@
 """Pseudo-labels and kept images."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from duet.committee import Committee
-from duet.config import EvaluationSettings, ExemplarSettings, PseudoLabelSettings
+from duet.config import EvaluationSettings, ExemplarSettings, PseudoLabelSettings, RunConfig
 from duet.datasets.images import LabelledImage
 from duet.detectors.base import Detections
-from duet.stage_data import count_pseudo_labels, exemplars, own_labels, pseudo_labelled, pseudo_score
+from duet.stage_data import (
+    LOOKED_AT,
+    count_pseudo_labels,
+    exemplars,
+    own_labels,
+    pseudo_labelled,
+    pseudo_score,
+    seen_objects,
+    spread,
+)
 
 
 def image(name, *boxes):
@@ -104,3 +114,31 @@ def test_a_committee_sees_what_its_members_see_best_first():
     assert found.labels == ("x", "y", "x")
     assert found.scores.tolist() == pytest.approx([0.9, 0.5, 0.2])
     assert found.boxes_xyxy[1].tolist() == [0, 0, 3, 3]
+
+
+def test_what_the_teacher_sees_is_counted_per_picture_and_off_the_new_objects():
+    images = [image("a", ("new", (0, 0, 20, 20))), image("b", ("new", (0, 0, 20, 20))), image("c"), image("d")]
+    old, on_new = (50, 50, 61, 60), (1, 1, 20, 20)
+    found = {
+        "a": ([old, (70, 70, 80, 80), on_new], [0.9, 0.8, 0.95], ["old", "older", "old"]),
+        "b": ([on_new, old], [0.95, 0.4], ["old", "old"]),  # one lies on a new object, the other is unsure
+        "d": ([old], [0.5], ["old"]),
+    }
+    assert seen_objects(images, Says(found), RunConfig(method={"name": "t"})) == 3 / 4
+    assert seen_objects(images, Says({}), RunConfig(method={"name": "t"})) == 0
+    assert seen_objects([], Says({}), RunConfig(method={"name": "t"})) == 0
+
+
+def test_many_pictures_are_looked_at_in_part_from_all_over():
+    images = [image(str(number)) for number in range(LOOKED_AT + 44)]
+    last = {str(number): ([(0, 0, 9, 9)], [0.9], ["old"]) for number in range(LOOKED_AT, LOOKED_AT + 44)}
+    assert 0.1 < seen_objects(images, Says(last), RunConfig(method={"name": "t"})) < 0.2
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 6, 9, 10, 11, 1000])
+def test_a_part_of_a_sequence_is_spread_over_it(length):
+    found = spread(range(length), 5)
+    assert len(found) == min(length, 5) and sorted(set(found)) == found
+    if length > 5:
+        gaps = [after - before for before, after in pairwise(found)]
+        assert max(gaps) - min(gaps) <= 1 and found[0] == 0 and found[-1] >= length - max(gaps) - 1
