@@ -83,9 +83,13 @@ def labels_of(figure: Figure) -> list[Bbox]:
 
 
 def error_of(found: Estimate) -> tuple[float, float] | None:
-    """Lengths of the error bar below and above the mean; None when nothing is known of it."""
+    """Lengths of the error bar below and above the mean; None when nothing is known of it.
+
+    A percentile interval may lie beside its own value: resamples of few pictures are biased. The bar then ends at the
+    mark.
+    """
     if found.low is not None and found.high is not None:
-        return found.mean - found.low, found.high - found.mean
+        return max(0.0, found.mean - found.low), max(0.0, found.high - found.mean)
     return None if found.sd is None else (found.sd, found.sd)
 
 

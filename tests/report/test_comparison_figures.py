@@ -74,6 +74,11 @@ def test_error_bar_is_the_interval_or_else_the_deviation(tmp_path):
     assert below > 0 and above > 0
 
 
+def test_an_interval_beside_its_value_is_drawn_to_the_mark():
+    assert error_of(Estimate(0.5, None, 0.52, 0.6, (0.5,))) == (0.0, pytest.approx(0.1))
+    assert error_of(Estimate(0.5, None, 0.4, 0.48, (0.5,))) == (pytest.approx(0.1), 0.0)
+
+
 def test_no_figure_without_an_index():
     runs = [run for run in make_grid_runs(("duet",), seeds=(0,), tasks=TASKS[:2]) if run.label == "joint"]
     assert overall_figure(compare_rows(runs)[0]) is None
