@@ -157,6 +157,8 @@ class MethodSettings(Section):
         "new_rows": "random",
         "row_lr_factor": 1.0,
         "unseen_lr_factor": None,
+        "tower_lr_factor": 1.0,
+        "unseen_tower_lr_factor": None,
         "layer_decay": 1.0,
         "appearance": None,
         "teacher_statistics": 0.0,
@@ -218,6 +220,13 @@ class MethodSettings(Section):
             description="that rate where the previous model sees no old object in the new pictures, so that "
             "distillation cannot keep the old classes; the full rate from one per picture on; null looks at none",
         ),
+    ] = None
+    tower_lr_factor: Annotated[
+        float, Field(gt=0, le=1, description="learning rate of the head but for its class rows / lr0")
+    ] = 1.0
+    unseen_tower_lr_factor: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="that rate where the previous model sees no old object, as `unseen_lr_factor`"),
     ] = None
     layer_decay: Annotated[
         float,

@@ -112,12 +112,12 @@ def later_stage(
         trainings: where trainings are kept for runs that train alike; None keeps none.
     """
     started = time.perf_counter()
-    config, rate = _with_shared_rate(config, item)
+    config, rates = _with_rates(config, item)
     previous, method = item.previous, config.method
     old_state = previous.state()
     detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head, method.new_rows)
     teacher, met = _meet_domain(detector, item, config)
-    looking = {"statistics": time.perf_counter() - started} if rate or met else {}
+    looking = {"statistics": time.perf_counter() - started} if rates or met else {}
     shared = detector.split(method.towers == "shared").shared_parameters
     directional = None
     if method.directional_consistency is not None:
@@ -129,7 +129,7 @@ def later_stage(
     _refuse_broken(detector, config)
     started = time.perf_counter()
     fisher = _fisher(detector, request, config)
-    merge = {**merge_stage(detector, old_state, item, config, fisher), **rate}
+    merge = {**merge_stage(detector, old_state, item, config, fisher), **rates}
     seconds = {**looking, "train": outcome.seconds, "merge": time.perf_counter() - started}
     losses = _plain(outcome.losses)
     if method.calibration_epochs:
@@ -145,19 +145,21 @@ def later_stage(
     return StageResult(detector, losses, merge, seconds, _added(item.fisher, fisher))
 
 
-def _with_shared_rate(config: RunConfig, item: StageInput) -> tuple[RunConfig, dict[str, float]]:
-    """The configuration with the stage's own rate of the shared parameters, and what results.json says of it.
+def _with_rates(config: RunConfig, item: StageInput) -> tuple[RunConfig, dict[str, float]]:
+    """The configuration with the stage's own rates of what old classes hang on, and what results.json says of them.
 
     Distillation keeps what the previous model sees in the new pictures. What it does not see there nothing keeps but a
     small step.
     """
     method = config.method
-    if method.unseen_lr_factor is None:
+    pairs = {"shared_lr_factor": method.unseen_lr_factor, "tower_lr_factor": method.unseen_tower_lr_factor}
+    if not any(pairs.values()):
         return config, {}
     seen = seen_objects(item.images, item.previous, config)
-    rate = method.unseen_lr_factor + (method.shared_lr_factor - method.unseen_lr_factor) * min(1.0, seen)
-    chosen = method.model_copy(update={"shared_lr_factor": rate, "unseen_lr_factor": None})
-    return config.model_copy(update={"method": chosen}), {"seen": seen, "shared_lr_factor": rate}
+    rates = {key: getattr(method, key) for key in pairs}
+    rates |= {key: low + (rates[key] - low) * min(1.0, seen) for key, low in pairs.items() if low is not None}
+    chosen = method.model_copy(update={**rates, "unseen_lr_factor": None, "unseen_tower_lr_factor": None})
+    return config.model_copy(update={"method": chosen}), {"seen": seen, **rates}
 
 
 def _paths(item: StageInput) -> list[Path]:

@@ -172,12 +172,31 @@ def test_the_shared_rate_follows_what_the_previous_model_sees(models, monkeypatc
     result = later_stage(stage_input(shared, previous), RunConfig(method=method), None)
     ((factor, unseen),) = trained
     assert factor == pytest.approx(rate) and unseen is None
-    assert (result.merge["seen"], result.merge["shared_lr_factor"]) == (seen, factor)
+    found = [result.merge[key] for key in ("seen", "shared_lr_factor", "tower_lr_factor")]
+    assert found == [seen, factor, 1.0]
     assert result.seconds["statistics"] >= 0
     del method["unseen_lr_factor"]
     result = later_stage(stage_input(shared, previous), RunConfig(method=method), None)
     assert trained[1] == (0.3, None)
     assert "seen" not in result.merge and "statistics" not in result.seconds
+
+
+@pytest.mark.parametrize(("seen", "rate"), [(0.0, 0.25), (0.5, 0.5), (2.0, 0.75)])
+def test_the_rate_of_the_towers_follows_by_itself(models, monkeypatch, seen, rate):
+    base, previous, _ = models
+    trained = []
+
+    def train(self, request):
+        trained.append((request.method.shared_lr_factor, request.method.tower_lr_factor))
+        return StageOutcome(({"loss": 1.0},), 1.0)
+
+    monkeypatch.setattr(YoloDetector, "train_stage", train)
+    monkeypatch.setattr(stage, "seen_objects", lambda *arguments: seen)
+    shared = {key: base.state()[key] for key in base.split().shared}
+    options = {"tower_lr_factor": 0.75, "unseen_tower_lr_factor": 0.25, "shared_lr_factor": 0.5}
+    method = {"name": "test", "batch_norm": "freeze", "calibration_epochs": 1, **options}
+    later_stage(stage_input(shared, previous), RunConfig(method=method), None)
+    assert trained == [(0.5, pytest.approx(rate))] * 2  # training, then calibration
 
 
 def test_the_head_is_never_averaged_unless_asked(models):

@@ -39,6 +39,7 @@ class StagePlan:
         freeze_batch_norm: keep all BatchNorm statistics while the weights train.
         shared_prefixes: prefixes of θ_s, for the learning-rate factor.
         shared_lr_factor: learning rate of θ_s / lr0.
+        tower_lr_factor: learning rate of the head but for its class rows / lr0.
         layer_decay: learning rate of the first eighth of θ_s / that of its last, geometric in between.
         rows: names of the parameters with one row per class.
         row_lr_factor: their learning rate / lr0.
@@ -62,6 +63,7 @@ class StagePlan:
     freeze_batch_norm: bool = False
     shared_prefixes: tuple[str, ...] = ()
     shared_lr_factor: float = 1.0
+    tower_lr_factor: float = 1.0
     layer_decay: float = 1.0
     rows: tuple[str, ...] = ()
     row_lr_factor: float = 1.0
@@ -81,7 +83,7 @@ class StagePlan:
         Raises:
             RuntimeError: θ_s has a learning rate of its own and no parameter belongs to it.
         """
-        factors = dict.fromkeys(names, 1.0)
+        factors = dict.fromkeys(names, self.tower_lr_factor)
         shared = [name for name in names if name.startswith(self.shared_prefixes)]
         if not shared and (self.shared_lr_factor, self.layer_decay) != (1.0, 1.0):
             raise RuntimeError(f"shared learning rate: no parameter starts with {self.shared_prefixes}")
@@ -126,6 +128,7 @@ def stage_plan(
         freeze_batch_norm=method.fixes_statistics or request.head_only,
         shared_prefixes=shared_prefixes,
         shared_lr_factor=method.shared_lr_factor,
+        tower_lr_factor=method.tower_lr_factor,
         layer_decay=method.layer_decay,
         rows=rows,
         row_lr_factor=method.row_lr_factor,

@@ -65,6 +65,12 @@ def test_learning_rates_decay_from_the_last_shared_layer_to_the_first():
     assert (rates["head.box"], rates["head.rows"]) == (1.0, 5.0)
 
 
+def test_learning_rates_of_the_towers_are_those_of_the_head_but_for_its_rows():
+    plan = StagePlan(shared_prefixes=("backbone.",), tower_lr_factor=0.25, rows=("head.rows",), row_lr_factor=5.0)
+    rates = plan.learning_rates(NAMES)
+    assert (rates["backbone.3"], rates["head.box"], rates["head.rows"]) == (1.0, 0.25, 5.0)
+
+
 def test_learning_rates_without_decay_are_one_for_all_that_is_shared():
     rates = StagePlan(shared_prefixes=("backbone.",), shared_lr_factor=0.3).learning_rates(NAMES)
     assert [rates[name] for name in NAMES] == [0.3] * 16 + [1.0, 1.0]
