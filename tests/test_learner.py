@@ -11,16 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_series
 import torch
 import yaml
 from safetensors.numpy import load_file
 
 from duet.config import parse_assignments
+from duet.datasets.training import colour_statistics
 from duet.detectors.families import restore_detector
 from duet.errors import InputError
 from duet.learner import Learner
 from duet.monitor import Monitor
 from duet.resolve import resolve_config
+from duet.stage_data import own_labels
 
 pytestmark = pytest.mark.slow
 
@@ -319,3 +322,30 @@ def test_every_policy_runs(assignments, series, pretrained_weights, cache, tmp_p
         assert results["indices"]["map50"]["overall"] > 0
     calibrated = [epoch for epoch in results["stages"][1]["losses"] if "calibration_cls_loss" in epoch]
     assert len(calibrated) == made.method.calibration_epochs
+
+
+def test_a_later_stage_looks_at_the_pictures_that_it_trains_on_and_at_no_other(tmp_path, monkeypatch):
+    taken = []
+
+    def stop(item, *arguments):
+        taken.append(item)
+        raise InputError("enough")
+
+    monkeypatch.setenv("DUET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("duet.learner.later_stage", stop)
+    scenes = {"seed": 73, "train_scenes": 12, "test_scenes": 2}
+    tiny = {**tiny_series.SERIES, "scenes": scenes, "unlabelled_images": "drop"}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    (tmp_path / "nano.yaml").write_text(yaml.safe_dump(tiny_series.DETECTOR))
+    learner = Learner(
+        config(tmp_path / "tiny.yaml", tmp_path / "nano.yaml", "evaluation.reference=none"), tmp_path / "run"
+    )
+    with pytest.raises(InputError, match="enough"):
+        learner.run()
+    (item,) = taken
+    everything = learner.domains["night"].train()
+    own = own_labels(everything, ("3", "4"), "drop")
+    assert 0 < len(own) < len(everything)
+    assert [image.path for image in item.images] == [image.path for image in own]
+    assert {name for image in item.images for name in image.labels} == {"3", "4"}
+    assert item.statistics == colour_statistics(own) != colour_statistics(everything)
