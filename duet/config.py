@@ -285,6 +285,13 @@ class EvaluationSettings(Section):
     confidence: Share = 0.001
     iou: Annotated[float, Field(gt=0, le=1, description="non-maximum suppression")] = 0.7
     max_detections: Annotated[int, Field(ge=1)] = 300
+    multi_label: Annotated[
+        bool,
+        Field(
+            description="YOLO: a box counts for every class above the confidence, as in Ultralytics' own validation; "
+            "false: for its best class alone, as in a prediction (RT-DETR always the one, FCOS always the other)"
+        ),
+    ] = True
     drop_images_without_class: Annotated[
         bool, Field(description="score a slice only on test images that have one of its classes; COCO takes all")
     ] = False

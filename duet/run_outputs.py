@@ -141,7 +141,7 @@ def example_detections(
     for name, value in scores.items():
         examples[name] = []
         for image in tests[name][:EXAMPLES]:
-            found = value.detections[image.path]
+            found = value.detections[image.path].one_per_box()
             sure = [index for index, score in enumerate(found.scores.tolist()) if score >= EXAMPLE_SCORE]
             examples[name].append(
                 {

@@ -85,6 +85,7 @@ def pseudo_labelled(
     Returns:
         One entry per image, in their order; a pseudo-label's line says ``pseudo-label 0.87`` with its score.
     """
+    evaluation = evaluation.model_copy(update={"multi_label": False})  # an object is of one class
     found = dict(teacher.predict([image.path for image in images], image_size, evaluation))
     return [_with_detections(image, found[image.path], settings) for image in images]
 

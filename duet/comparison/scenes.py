@@ -124,7 +124,8 @@ def _scene(run: ComparedRun, domain: str, image: LabelledImage, found: Mapping[s
     )
 
 
-def _drawn(found: Detections) -> Iterator[DrawnBox]:
+def _drawn(every: Detections) -> Iterator[DrawnBox]:
+    found = every.one_per_box()
     for box, score, label in zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels):
         if score >= SHOWN_SCORE:
             yield DrawnBox(tuple(box), label, score)

@@ -59,6 +59,12 @@ class Detections:
     scores: np.ndarray
     labels: tuple[str, ...]
 
+    def one_per_box(self) -> Detections:
+        """Of detections with the very same box the one with the highest score: a box and its best class."""
+        _, first = np.unique(self.boxes_xyxy.reshape(-1, 4), axis=0, return_index=True)  # the first is the best
+        kept = np.sort(first)
+        return Detections(self.boxes_xyxy[kept], self.scores[kept], tuple(self.labels[place] for place in kept))
+
 
 @dataclass(frozen=True)
 class DomainStatistics:
@@ -273,7 +279,7 @@ class Detector(ABC):
     def predict(
         self, images: Sequence[Path], image_size: int, settings: EvaluationSettings
     ) -> Iterator[tuple[Path, Detections]]:
-        """Detections for image files, each image once, in any order."""
+        """Detections for image files on square inputs, for scoring: each image once, in any order."""
 
     @abstractmethod
     def predict_pictures(

@@ -36,6 +36,7 @@ class UltralyticsDetector(ModuleDetector):
     family: ClassVar[str]
     trainer: ClassVar[type[StageTraining]]
     predictor: ClassVar[type[BasePredictor]]
+    multi_label_predictor: ClassVar[type[BasePredictor] | None] = None  # of detectors whose boxes can have several
     stretched: ClassVar[bool] = False  # whether inputs are stretched to a square instead of letterboxed
 
     def __init__(self, model: DetectionModel) -> None:
@@ -83,7 +84,8 @@ class UltralyticsDetector(ModuleDetector):
         self, images: Sequence[Path], image_size: int, settings: EvaluationSettings
     ) -> Iterator[tuple[Path, Detections]]:
         """Ultralytics' own predictor on square inputs."""
-        yield from predict_images(self.predictor, self.model, self.classes, images, image_size, settings)
+        predictor = (self.multi_label_predictor if settings.multi_label else None) or self.predictor
+        yield from predict_images(predictor, self.model, self.classes, images, image_size, settings)
 
     def predict_pictures(
         self,

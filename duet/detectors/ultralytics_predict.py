@@ -13,7 +13,9 @@ from torch import Tensor
 from ultralytics.data.augment import LetterBox
 from ultralytics.engine.predictor import BasePredictor
 from ultralytics.engine.results import Results
+from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import nms
 from ultralytics.utils.patches import imread
 
 from duet.config import EvaluationSettings
@@ -22,6 +24,24 @@ from duet.errors import InputError
 
 MOST_WAITING = 256  # decoded images held back until their shape fills a batch
 MOST_WAITING_BYTES = 256_000_000
+NO_LIMIT = 3600.0  # seconds per image: on a busy machine Ultralytics' own limit loses boxes
+
+
+class MultiLabelPredictor(DetectionPredictor):
+    """Ultralytics' predictor with the suppression of its validator: every class of a box above the confidence."""
+
+    def postprocess(self, preds: Any, img: Tensor, orig_imgs: list[np.ndarray], **kwargs: Any) -> list[Results]:
+        """Results of a batch; a box comes once for each of its classes."""
+        kept = nms.non_max_suppression(
+            preds,
+            self.args.conf,
+            self.args.iou,
+            multi_label=True,
+            max_det=self.args.max_det,
+            end2end=getattr(self.model, "end2end", False),
+            max_time_img=NO_LIMIT,
+        )
+        return self.construct_results(kept, img, orig_imgs, **kwargs)
 
 
 def predict_images(

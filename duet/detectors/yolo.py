@@ -17,6 +17,7 @@ from duet.detectors.base import Description
 from duet.detectors.parallel_head import ParallelDetect
 from duet.detectors.ultralytics_detector import UltralyticsDetector, name_classes
 from duet.detectors.ultralytics_layout import checked_layout
+from duet.detectors.ultralytics_predict import MultiLabelPredictor
 from duet.detectors.yolo_training import YoloStageTrainer
 from duet.errors import InputError
 
@@ -35,6 +36,7 @@ class YoloDetector(UltralyticsDetector):
     heads = ("rows", "parallel")
     trainer = YoloStageTrainer
     predictor = DetectionPredictor
+    multi_label_predictor = MultiLabelPredictor
 
     def __init__(self, model: DetectionModel) -> None:
         head = model.model[-1]

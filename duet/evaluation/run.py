@@ -107,7 +107,7 @@ def _fates(
     """Found, missed or covered by another class: counts of ground-truth boxes at MATCH_SCORE and MATCH_IOU."""
     counts = {name: [0, 0, 0] for name in classes}
     for image in images:
-        item = detections[image.path]
+        item = detections[image.path].one_per_box()
         sure = item.scores >= MATCH_SCORE
         boxes = item.boxes_xyxy[sure]
         labels = [label for label, keep in zip(item.labels, sure.tolist()) if keep]
