@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -25,7 +26,7 @@ def stage_entry(
     losses: Sequence[Mapping[str, float]],
     timing: Mapping[str, float],
 ) -> dict[str, Any]:
-    """One element of ``stages``."""
+    """One element of ``stages``; ``peak_memory_mb`` is the process's own until then, whatever it did before."""
     return {
         "task": task,
         "slices": [{"role": item.role.value, **score_slice(scores, item.slice)} for item in slices],
@@ -35,7 +36,18 @@ def stage_entry(
         "merge": dict(merge) if merge else None,
         "losses": [dict(epoch) for epoch in losses],
         "timing": {name: round(value, 3) for name, value in timing.items()},
+        "peak_memory_mb": peak_memory_mb(),
     }
+
+
+def peak_memory_mb() -> int | None:
+    """Largest resident memory that this process has had, MB of 2^20 bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
 
 
 def grid_cells(series: Series, scores: Mapping[str, DomainScores]) -> list[dict[str, Any]]:

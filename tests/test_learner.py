@@ -66,7 +66,8 @@ def config(series, weights, *assignments, method="duet"):
 def timeless(results):
     """Results without durations."""
     kept = {key: value for key, value in results.items() if key != "timing"}
-    kept["stages"] = [{key: value for key, value in stage.items() if key != "timing"} for stage in results["stages"]]
+    costs = ("timing", "peak_memory_mb")
+    kept["stages"] = [{key: value for key, value in stage.items() if key not in costs} for stage in results["stages"]]
     return kept
 
 

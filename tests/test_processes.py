@@ -266,7 +266,7 @@ def numbers(out):
     results = json.loads((out / "results.json").read_text())
     del results["timing"]
     for stage in results["stages"]:
-        del stage["timing"]
+        del stage["timing"], stage["peak_memory_mb"]
     return results
 
 

@@ -35,6 +35,7 @@ class Says:
         self.found = found
 
     def predict(self, images, image_size, settings):
+        self.multi_label = settings.multi_label
         for path in images:
             boxes, scores, labels = self.found.get(str(path), ([], [], []))
             corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
@@ -43,7 +44,10 @@ class Says:
 
 def labelled(images, found, **settings):
     own = own_labels(images, ("new",))
-    return pseudo_labelled(own, Says(found), PseudoLabelSettings(**settings), EvaluationSettings(), 64)
+    teacher = Says(found)
+    after = pseudo_labelled(own, teacher, PseudoLabelSettings(**settings), EvaluationSettings(), 64)
+    assert not teacher.multi_label  # one object, one label
+    return after
 
 
 def test_sure_detections_that_touch_no_new_object_become_labels():

@@ -24,9 +24,9 @@ def short_report(document, panels, path, date):
 
 
 def timeless(value):
-    """Without durations, and without hashes of files whose headers have no order."""
+    """Without durations and memory, and without hashes of files whose headers have no order."""
     if isinstance(value, dict):
-        left_out = ("timing", "sha256", "seconds")
+        left_out = ("timing", "sha256", "seconds", "peak_memory_mb")
         return {key: timeless(inner) for key, inner in value.items() if key not in left_out}
     return [timeless(inner) for inner in value] if isinstance(value, list) else value
 

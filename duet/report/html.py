@@ -135,7 +135,9 @@ def _measurements(results: Mapping[str, Any]) -> dict[str, Any]:
         "few_boxes": few_boxes_lines(results),
         "slices": [(titles[stage["task"]], slice_rows(results, stage["task"])) for stage in stages],
         "conflicts": sign_conflict_rates(results),
-        "stage_timing": [(titles[stage["task"]], stage.get("timing") or {}) for stage in stages],
+        "stage_costs": [
+            (titles[stage["task"]], stage.get("timing") or {}, stage.get("peak_memory_mb")) for stage in stages
+        ],
     }
 
 

@@ -59,7 +59,8 @@ def wait_until(condition, seconds=120):
 
 def timeless(results):
     kept = {key: value for key, value in results.items() if key != "timing"}
-    kept["stages"] = [{key: value for key, value in stage.items() if key != "timing"} for stage in results["stages"]]
+    costs = ("timing", "peak_memory_mb")
+    kept["stages"] = [{key: value for key, value in stage.items() if key not in costs} for stage in results["stages"]]
     return kept
 
 

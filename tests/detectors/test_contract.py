@@ -175,7 +175,7 @@ def test_predictions_have_the_contracts_form(detector, pictures):
 
 
 def test_pictures_in_memory_give_what_their_files_give(detector, pictures):
-    settings = EvaluationSettings(confidence=0.0001)
+    settings = EvaluationSettings(confidence=0.0001, multi_label=False)
     held = [(number, cv2.imread(str(path))) for number, path in enumerate(pictures)]
     found = dict(detector.predict_pictures(held, 64, settings, batch=2, square=True))
     assert sorted(found) == list(range(len(pictures)))

@@ -85,13 +85,21 @@ def test_a_plain_checkpoint_opens_without_this_package_and_predicts_the_same(det
     from ultralytics import YOLO
 
     detector.save_checkpoint(tmp_path / "d.pt")
-    ours = dict(detector.predict(pictures, 64, EvaluationSettings(confidence=0.0001)))
+    ours = dict(detector.predict(pictures, 64, EvaluationSettings(confidence=0.0001, multi_label=False)))
     plain = YOLO(str(tmp_path / "d.pt"))
     assert plain.names == {0: "a", 1: "b"}
     for path in pictures:
         result = plain.predict(str(path), imgsz=64, conf=0.0001, iou=0.7, max_det=300, verbose=False)[0]
         np.testing.assert_allclose(result.boxes.xyxy.numpy(), ours[path].boxes_xyxy, atol=1e-3)
         np.testing.assert_allclose(result.boxes.conf.numpy(), ours[path].scores, atol=1e-5)
+
+
+def test_a_box_counts_for_every_class_unless_its_best_is_asked_for(detector, pictures):
+    settings = EvaluationSettings(confidence=0.0001, iou=1.0, max_detections=10_000)
+    for path, found in detector.predict(pictures, 64, settings):
+        best = dict(detector.predict([path], 64, settings.model_copy(update={"multi_label": False})))[path]
+        assert len(found.labels) == 2 * len(best.labels)
+        assert sorted(found.labels) == ["a"] * len(best.labels) + ["b"] * len(best.labels)
 
 
 def test_wide_pictures_in_memory_are_padded_as_ultralytics_pads_files(detector, tmp_path):

@@ -139,7 +139,7 @@ def test_a_domain_is_run_once_and_boxes_are_found_missed_or_taken_for_another_cl
 
     images = [truth("1", ("cat", A), ("dog", B), ("bird", C)), truth("2", ("cat", A))]
     detections = {
-        Path("1"): found(("cat", 0.9, A), ("bird", 0.9, B), ("bird", 0.1, C)),
+        Path("1"): found(("cat", 0.9, A), ("bird", 0.9, B), ("dog", 0.3, B), ("bird", 0.1, C)),  # B's best: a bird
         Path("2"): found(),
     }
     detector = FakeDetector(detections)

@@ -81,6 +81,7 @@ def make_stage(series, number, rng):
         "merge": None if number == 1 else make_merge(number, rng),
         "losses": make_losses(number, rng),
         "timing": {"train": 31.4 * number, "merge": 0.4, "calibrate": 3.25, "evaluate": 6.0},
+        "peak_memory_mb": 1200 + number,
     }
 
 
