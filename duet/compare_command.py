@@ -60,6 +60,8 @@ def compare(
         if unknown:
             raise InputError(f"--method {unknown[0]}: the grid has {', '.join(dict.fromkeys(c.label for c in cells))}")
         cells = [cell for cell in cells if cell.label in method]
+    if not report_only:
+        _refuse_absent_data(cells)
     folder = out or Path("runs") / f"compare-{chosen.name}"
     records = read_records(cells, folder)  # a changed configuration is refused before an engine is started
     if dry_run:
@@ -69,6 +71,21 @@ def compare(
         settings = {"slots": workers if engine == "ray" else max(1, slots), "address": address}
         records = _run(cells, folder, engine, settings, cards, retry_failed)
     _finish(cells, records, folder, chosen.name)
+
+
+def _refuse_absent_data(cells: list) -> None:
+    """Before anything starts: one sentence, not one in every cell."""
+    from duet.datasets.series_file import find_series
+
+    for series, root in dict.fromkeys((cell.config.series, cell.config.root) for cell in cells):
+        source = find_series(series, Path(root) if root else None)
+        source.refuse_without_root()
+        for name in source.section.domains:
+            files = source.domain(name)
+            for part in (*files.train, *files.test):
+                place = part.listed or part.images
+                if not place.exists():
+                    raise InputError(f"{place}: no such {'file' if part.listed else 'folder'} (domain '{name}')")
 
 
 def _run(cells: list, folder: Path, engine: str, settings: dict, cards: list[str], retry_failed: bool) -> dict:

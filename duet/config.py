@@ -249,11 +249,23 @@ class MethodSettings(Section):
     @property
     def idle(self) -> dict[str, str]:
         """Options that do nothing, each with the one that makes it so."""
-        if self.joint or self.start == "pretrained":  # no stage goes on from an earlier model
+        if not self.goes_on:
             used = ("name", "joint", "start", "committee", "appearance")
             reason = "joint: true" if self.joint else "start: pretrained"
             return {key: reason for key in type(self).model_fields if key not in used}
-        return dict.fromkeys(("new_rows", "row_lr_factor"), "head: parallel") if self.head == "parallel" else {}
+        idle = dict.fromkeys(("new_rows", "row_lr_factor"), "head: parallel") if self.head == "parallel" else {}
+        if self.freeze_shared:
+            rates = ("shared_lr_factor", "unseen_lr_factor", "layer_decay")
+            losses = () if self.towers == "shared" else ("directional_consistency",)
+            idle |= dict.fromkeys((*rates, *losses), "freeze_shared: true")
+        if self.freeze_towers:
+            idle |= dict.fromkeys(("tower_lr_factor", "unseen_tower_lr_factor"), "freeze_towers: true")
+        return idle
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a stage goes on from the model of the one before."""
+        return not self.joint and self.start == "previous"
 
     @property
     def holds_rows(self) -> bool:

@@ -52,7 +52,7 @@ def evaluate(
 def score_grid(
     detector: Any, series: str, root: Path | None, image_size: int | None, settings: Any, monitor: Any
 ) -> dict[str, Any]:
-    """The grid as a document with ``series`` and one entry under ``stages``, as in results.json.
+    """The grid as a document with ``series``, ``settings``, ``versions`` and one of ``stages``, as in results.json.
 
     Args:
         detector: the detector.
@@ -69,7 +69,7 @@ def score_grid(
     from duet.datasets.domain import open_domains
     from duet.datasets.series_file import find_series
     from duet.evaluation.run import score_domain
-    from duet.results import series_entry, stage_entry
+    from duet.results import series_entry, stage_entry, versions
 
     source = find_series(series, root)
     plan = source.series
@@ -90,4 +90,9 @@ def score_grid(
         )
     slices = plan.slices(known[-1])
     stage = stage_entry(known[-1], plan, slices, scores, None, [], {})
-    return {"series": series_entry(plan, size), "stages": [stage]}
+    return {
+        "series": series_entry(plan, size),
+        "settings": {"evaluation": settings.model_dump(mode="json", exclude={"reference", "bootstrap"})},
+        "versions": versions(),
+        "stages": [stage],
+    }

@@ -34,6 +34,7 @@ from duet.monitor import Monitor
 from duet.planning import planned_steps, refuse_bad_training_data
 from duet.reference import score_references
 from duet.report.tables import stage_table
+from duet.resolve import what_differs
 from duet.results import stage_entry
 from duet.run_outputs import RunOutputs, example_detections
 from duet.shared_training import SharedTrainer
@@ -89,7 +90,7 @@ class Learner:
         resumed = (out / "state.json").exists()
         if not resumed:
             refuse_bad_training_data(self.source, self.domains)
-        self.state = RunState(out, fingerprint)
+        self.state = RunState(out, fingerprint, lambda: what_differs(out / "config.yaml", config))
         self.outputs = RunOutputs(config, self.series, self.state, self.tests, self.start_digest, self.monitor)
 
     def run(self) -> dict[str, Any]:

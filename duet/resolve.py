@@ -12,6 +12,8 @@ from duet.documents import read_yaml
 from duet.errors import InputError
 from duet.methods import method_settings
 
+MOST_NAMED = 3  # keys in a message
+
 
 def resolve_config(
     path: Path | None, options: Mapping[str, Any], assignments: Mapping[str, Any] | None = None
@@ -44,10 +46,37 @@ def resolve_config(
     values["method"] = overlay(_for_merger(settings, named.get("merge")), named)
     method = validate(MethodSettings, values["method"], f"{source}, method")
     _refuse_bad_merger(method, source)
-    _refuse_idle(method, settings, source)
-    if method.head == "parallel":  # what the method itself sets for rows
+    _refuse_idle(method, settings, named, source)
+    if method.goes_on:  # what the method itself sets, and an option took the meaning from
         values["method"] |= {key: MethodSettings.model_fields[key].default for key in method.idle}
-    return validate(RunConfig, values, source)
+    config = validate(RunConfig, values, source)
+    _refuse_rising_rates(config.method, source)
+    return config
+
+
+def what_differs(path: Path, config: RunConfig) -> str:
+    """How the configuration of a run folder's config.yaml differs from another one, for a message.
+
+    Args:
+        path: of the config.yaml; when it cannot be read, the message points at it.
+        config: the other one.
+    """
+    try:
+        theirs = _flat(validate(RunConfig, read_yaml(path), str(path)).deciding())
+    except InputError:
+        return "its config.yaml says which"
+    ours = _flat(config.deciding())
+    keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    named = [f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here" for key in keys[:MOST_NAMED]]
+    rest = [f"{len(keys) - MOST_NAMED} more"] if len(keys) > MOST_NAMED else []
+    return "; ".join([*named, *rest]) or "its series or its pretrained weights are others"
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) and value else {f"{before}{key}": value}
+    return found
 
 
 def _for_merger(settings: dict[str, Any], merge: Any) -> dict[str, Any]:
@@ -71,12 +100,27 @@ def _refuse_bad_merger(method: MethodSettings, source: str) -> None:
         raise InputError(f"{source}: key 'method.merge': {error}") from error
 
 
-def _refuse_idle(method: MethodSettings, own: Mapping[str, Any], source: str) -> None:
-    """An option that somebody set and that does nothing would look like a result."""
+def _refuse_idle(method: MethodSettings, own: Mapping[str, Any], named: Mapping[str, Any], source: str) -> None:
+    """An option that somebody set and that does nothing would look like a result.
+
+    The method's own values are allowed where they are kept, so that a run's config.yaml can be read again.
+    """
     chosen, defaults = method.model_dump(), MethodSettings(name=method.name).model_dump()
     for key, reason in method.idle.items():
-        if chosen[key] not in (own[key], defaults[key]):
+        allowed = (defaults[key],) if method.goes_on else (own[key], defaults[key])
+        if key in named and chosen[key] not in allowed:
             raise InputError(f"{source}: key 'method.{key}' has no meaning with 'method.{reason}'")
+
+
+def _refuse_rising_rates(method: MethodSettings, source: str) -> None:
+    """The rate where nothing is seen is the lower one."""
+    for key, full in (("unseen_lr_factor", "shared_lr_factor"), ("unseen_tower_lr_factor", "tower_lr_factor")):
+        low, high = getattr(method, key), getattr(method, full)
+        if low is not None and low > high:
+            raise InputError(
+                f"{source}: key 'method.{key}' is {low:g}: expected at most 'method.{full}', which is {high:g}; "
+                "null leaves it out"
+            )
 
 
 def _with_method(values: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,12 +132,13 @@ class RunState:
     Args:
         folder: the run folder; created when absent.
         fingerprint: digest of everything that decides the run's numbers. A folder that holds another run is refused.
+        differs: says how that run differs, for the message.
 
     Raises:
         InputError: when the folder belongs to a run with another configuration, or holds other files.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, differs: Callable[[], str] | None = None) -> None:
         self.folder = folder
         path = folder / STATE_FILE
         try:
@@ -150,9 +151,9 @@ class RunState:
         if self._record["fingerprint"] == fingerprint:
             return
         if self._record["stages"]:
+            why = differs() if differs else "its config.yaml says which"
             raise InputError(
-                f"{folder}: holds a run with another configuration (its config.yaml says which); "
-                "choose another --out, or delete the folder"
+                f"{folder}: holds a run with another configuration ({why}); choose another --out, or delete the folder"
             )
         with only_user(folder):
             self._start_over(fingerprint)  # another try at a run of which nothing was finished

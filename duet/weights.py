@@ -55,7 +55,9 @@ def find_weights(name: str) -> Path:
         return stored
     manifest = read_yaml(data_folder("weights") / "manifest.yaml")
     if name not in manifest:
-        raise InputError(f"unknown pretrained weights '{name}'" + nearest(name, manifest))
+        raise InputError(
+            f"'{name}': no such file or folder, and no pretrained weights of that name" + nearest(name, manifest)
+        )
     return _fetch(name, manifest[name], stored)
 
 

@@ -72,7 +72,7 @@ def refused(project, capsys, monkeypatch, pretrained_weights):
 def test_missing_weights(project, capsys, monkeypatch):
     assert "nowhere.pt: no such weights file" in refusal(project, capsys, monkeypatch, "--detector", "nowhere.pt")
     sentence = refusal(project, capsys, monkeypatch, "--detector", "yolo11q")
-    assert "unknown pretrained weights 'yolo11q'; did you mean" in sentence
+    assert "'yolo11q': no such file or folder, and no pretrained weights of that name; did you mean" in sentence
 
 
 def test_overlapping_classes(project, refused):

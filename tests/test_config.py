@@ -6,7 +6,7 @@ from duet.config import MethodSettings, RunConfig, overlay, parse_assignments, v
 from duet.documents import read_yaml
 from duet.errors import InputError
 from duet.methods import METHODS, method_settings
-from duet.resolve import resolve_config
+from duet.resolve import resolve_config, what_differs
 
 
 def test_layers_lie_over_one_another_in_order(tmp_path):
@@ -156,6 +156,10 @@ IDLE = [
     ("individual", "calibration_epochs=2", "start: pretrained"),
     ("restart", "distillation.weight=1", "start: pretrained"),
     ("joint", "merge.name=ties", "joint: true"),
+    ("frozen", "unseen_lr_factor=0.1", "freeze_shared: true"),
+    ("frozen", "layer_decay=0.5", "freeze_shared: true"),
+    ("frozen", "directional_consistency.weight=0.01", "freeze_shared: true"),
+    ("frozen", "tower_lr_factor=0.3", "freeze_towers: true"),
 ]
 
 
@@ -166,10 +170,41 @@ def test_an_option_that_does_nothing_is_refused(name, option, reason):
         resolve_config(None, {"method": name}, parse_assignments([f"method.{option}"]))
 
 
-@pytest.mark.parametrize("option", ["new_rows=mean", "row_lr_factor=3"])
-def test_parallel_heads_have_no_rows_to_start_or_to_speed_up(option):
+@pytest.mark.parametrize("name", ["erd", "duet"])
+@pytest.mark.parametrize("option", ["new_rows=mean", "row_lr_factor=5"])  # what `duet` itself sets for rows
+def test_parallel_heads_have_no_rows_to_start_or_to_speed_up(name, option):
     with pytest.raises(InputError, match=r"has no meaning with 'method\.head: parallel'"):
-        resolve_config(None, {"method": "erd"}, parse_assignments(["method.head=parallel", f"method.{option}"]))
+        resolve_config(None, {"method": name}, parse_assignments(["method.head=parallel", f"method.{option}"]))
+
+
+def test_a_frozen_backbone_has_no_direction_unless_towers_are_shared():
+    config = resolve_config(None, {}, parse_assignments(["method.freeze_shared=true"]))
+    assert (config.method.directional_consistency, config.method.unseen_lr_factor) == (None, None)
+    config = resolve_config(None, {}, parse_assignments(["method.freeze_shared=true", "method.towers=shared"]))
+    assert config.method.directional_consistency is not None
+
+
+def test_the_rate_where_nothing_is_seen_is_the_lower_one():
+    sentence = (
+        r"key 'method\.unseen_lr_factor' is 0\.1: expected at most 'method\.shared_lr_factor', which is 0\.05; null"
+    )
+    with pytest.raises(InputError, match=sentence):
+        resolve_config(None, {}, parse_assignments(["method.shared_lr_factor=0.05"]))
+    with pytest.raises(InputError, match=r"'method\.unseen_tower_lr_factor' is 0\.5: expected at most"):
+        changes = ["method.tower_lr_factor=0.3", "method.unseen_tower_lr_factor=0.5"]
+        resolve_config(None, {}, parse_assignments(changes))
+
+
+def test_what_differs_between_a_runs_configuration_and_another(tmp_path):
+    config = resolve_config(None, {}, parse_assignments(["evaluation.multi_label=false"]))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert what_differs(tmp_path / "config.yaml", config) == "its series or its pretrained weights are others"
+    other = resolve_config(None, {"seed": 3})
+    named = what_differs(tmp_path / "config.yaml", other)
+    assert named == "seed is 0 there and 3 here; evaluation.multi_label is False there and True here"
+    far = resolve_config(None, {"method": "erd", "detector": "rtdetr-tiny"})
+    assert what_differs(tmp_path / "config.yaml", far).endswith(" more")
+    assert what_differs(tmp_path / "absent.yaml", other) == "its config.yaml says which"
 
 
 def test_parallel_heads_of_duet_take_its_options_for_rows_away_and_its_file_can_be_read_again(tmp_path):

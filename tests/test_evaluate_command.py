@@ -103,4 +103,6 @@ def test_the_command_prints_the_grid_and_writes_the_numbers(series, monkeypatch,
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "1.000" in result.output
-    assert set(grid(json.loads((tmp_path / "grid.json").read_text())).values()) == {1.0}
+    document = json.loads((tmp_path / "grid.json").read_text())
+    assert set(grid(document).values()) == {1.0}
+    assert document["settings"]["evaluation"]["multi_label"] is True

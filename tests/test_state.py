@@ -83,8 +83,10 @@ def test_a_damaged_or_missing_file_is_named(tmp_path):
 def test_another_run_or_a_full_folder_is_refused(tmp_path):
     state = RunState(tmp_path / "run", "f")
     state.finish_stage(stage(tmp_path / "run", 1, "one"))
-    with pytest.raises(InputError, match="another configuration"):
+    with pytest.raises(InputError, match=r"another configuration \(its config\.yaml says which\)"):
         RunState(tmp_path / "run", "g")
+    with pytest.raises(InputError, match=r"another configuration \(seed is 0 there\)"):
+        RunState(tmp_path / "run", "g", lambda: "seed is 0 there")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(InputError, match="not a run folder"):

@@ -174,7 +174,9 @@ def test_a_package_with_another_hash_is_refused(manifest, monkeypatch):
 
 def test_an_unknown_name_names_the_nearest(manifest):
     manifest({})
-    with pytest.raises(InputError, match="unknown pretrained weights 'tyni'; did you mean 'tiny'"):
+    with pytest.raises(
+        InputError, match="'tyni': no such file or folder, and no pretrained weights of that name; did you mean 'tiny'"
+    ):
         find_weights("tyni")
 
 

@@ -23,6 +23,7 @@ from duet.comparison.grid import Cell
 from duet.config import RunConfig
 from duet.documents import read_json
 from duet.errors import InputError
+from duet.resolve import what_differs
 from duet.state import digest_of, write_json
 
 TRAININGS = "trainings"
@@ -92,8 +93,9 @@ def read_record(out: Path, cell: Cell) -> CellRecord:
         return CellRecord("pending")
     if status == "finished" and not same:
         raise InputError(
-            f"{files.run}: was run with another configuration than the grid says now; choose another --out, or delete "
-            f"it and {files.record}"
+            f"{files.run}: was run with another configuration than the grid says now "
+            f"({what_differs(files.run / 'config.yaml', cell.config)}); choose another --out, or delete it and "
+            f"{files.record}"
         )
     return _finished(files.run, cell.config, ended) if status == "finished" else ended
 

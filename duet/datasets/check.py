@@ -146,6 +146,9 @@ def _report_training(
         drop = source.section.other_labels == "drop"
         for split in splits:
             labels = Counter(label for image in split.images for label in image.labels)
+            if split.split == "train" and not any(labels[label] for label in task.classes):
+                report(Fault(Level.ERROR, where, f"no box of the task's classes {', '.join(task.classes)} to train on"))
+                continue
             for label in task.classes:
                 if not labels[label]:
                     report(Fault(Level.WARNING, where, f"no box of class '{label}' in the {split.split} images"))

@@ -74,6 +74,15 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(duet, write_grid, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_data_that_is_not_there_is_said_once_before_anything_starts(duet, tmp_path):
+    arguments = ("compare", "photographs", "--out", tmp_path / "out")
+    code, _, error = duet(*arguments, "--dry-run")
+    assert code == 2 and "series 'photographs-two' reads pictures of yours: --root names their folder" in error
+    code, _, error = duet(*arguments, "--root", tmp_path / "nowhere")
+    assert code == 2 and "no such file (domain 'photographs')" in " ".join(error.split())
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [

@@ -282,6 +282,9 @@ def test_labels_of_other_tasks_counts_and_classes_without_a_box(tree):
     assert any("domains.night: no box of class 'cow' in the test images" in text for text in sentences)
     tree.values["other_labels"] = "drop"
     assert all(fault.level is WARNING for fault in check_series(tree.source()).faults)
+    tree.values["tasks"][1]["classes"] = ["cow"]
+    (fault,) = check_series(tree.source()).errors
+    assert fault.what == "no box of the task's classes cow to train on"
 
 
 def test_a_series_of_generated_scenes_has_no_files(tmp_path):
