@@ -41,5 +41,16 @@ def test_methods_take_turns_and_stand_against_plain_fine_tuning(taken, benchmark
     assert taken == 2 * [("sequential", 2, *second), ("duet", 2, *second)]
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[1]: [word for word in line.split() if word != "│"] for line in lines if "%" in line}
-    assert rows["sequential"][1:] == ["1.00", "1.00", "1.00", "90%", "0%"]
-    assert rows["duet"][1:] == ["1.50", "1.50", "1.50", "60%", "33%"]
+    assert rows["sequential"][1:] == ["1.00", "1.00", "1.00", "90%", "0%", "0%"]
+    assert rows["duet"][1:] == ["1.50", "1.50", "1.50", "60%", "33%", "0%"]
+
+
+def test_a_real_stage_has_every_part(benchmark_stage, tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SERIES))
+    benchmark_stage.stage(
+        ["duet"], series=str(tmp_path / "tiny.yaml"), detector="fcos-tiny", epochs=1, rounds=1, threads=1
+    )
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "duet" in line)
+    training, calibration, looking = (int(word.rstrip("%")) for word in row.split() if word.endswith("%"))
+    assert min(training, calibration, looking) > 0
+    assert training + calibration + looking <= 101

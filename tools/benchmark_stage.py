@@ -20,6 +20,7 @@ from duet.detectors.base import Detector
 from duet.detectors.families import load_pretrained
 from duet.resolve import resolve_config
 from duet.stage import StageInput, later_stage
+from duet.stage_data import own_labels
 
 PLAIN = "sequential"
 
@@ -58,7 +59,7 @@ def _seconds(method: str, series: str, name: str, epochs: int, threads: int, fol
         task=2,
         classes=second.classes,
         data=data,
-        images=[image.path for image in images],
+        images=own_labels(images, second.classes, source.section.unlabelled_images),
         folder=folder / "train",
         statistics=colour_statistics(images),
         past=(colour_statistics(domains[first.domain].train()),),
@@ -80,13 +81,13 @@ def _moved(detector: Detector) -> Detector:
 
 
 def _show(seconds: dict[str, list[dict[str, float]]]) -> None:
-    table = Table("method", "whole stage / plain: median", "min", "max", "of it training", "calibration")
+    table = Table("method", "whole stage / plain: median", "min", "max", "of it training", "calibration", "looking")
     plain = [sum(parts.values()) for parts in seconds[PLAIN]]
     for name, rounds in seconds.items():
         ratios = [sum(parts.values()) / whole for parts, whole in zip(rounds, plain)]
         shares = [
             statistics.median(parts.get(part, 0.0) / sum(parts.values()) for parts in rounds)
-            for part in ("train", "calibrate")
+            for part in ("train", "calibrate", "statistics")
         ]
         values = [f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios))]
         table.add_row(name, *values, *(f"{share:.0%}" for share in shares))
