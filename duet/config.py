@@ -357,6 +357,14 @@ def validate(model: type[Section], values: Mapping[str, Any], source: str) -> An
         raise InputError(f"{source}: {_sentence(model, error)}") from error
 
 
+def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested values by dotted keys, as ``--set`` names them."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) and value else {f"{before}{key}": value}
+    return found
+
+
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """Turn ``train.epochs=8`` options into nested values; the value is read as YAML.
 

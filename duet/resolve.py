@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from duet.config import EvaluationSettings, MethodSettings, RunConfig, TrainSettings, overlay, validate
+from duet.config import EvaluationSettings, MethodSettings, RunConfig, TrainSettings, flat, overlay, validate
 from duet.datasets.series_file import find_series
 from duet.documents import read_yaml
 from duet.errors import InputError
@@ -62,21 +62,14 @@ def what_differs(path: Path, config: RunConfig) -> str:
         config: the other one.
     """
     try:
-        theirs = _flat(validate(RunConfig, read_yaml(path), str(path)).deciding())
+        theirs = flat(validate(RunConfig, read_yaml(path), str(path)).deciding())
     except InputError:
         return "its config.yaml says which"
-    ours = _flat(config.deciding())
+    ours = flat(config.deciding())
     keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
     named = [f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here" for key in keys[:MOST_NAMED]]
     rest = [f"{len(keys) - MOST_NAMED} more"] if len(keys) > MOST_NAMED else []
     return "; ".join([*named, *rest]) or "its series or its pretrained weights are others"
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) and value else {f"{before}{key}": value}
-    return found
 
 
 def _for_merger(settings: dict[str, Any], merge: Any) -> dict[str, Any]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
+from duet.config import flat
+from duet.state import digest_of
+
+MOST_NAMED = 3  # settings in a line's name
 COLUMNS = (
     ("Overall", "overall"),
     ("RAI", "rai"),
@@ -19,16 +24,16 @@ COLUMNS = (
 
 
 def summary_rows(documents: Sequence[Mapping[str, Any]], metric: str = "map50") -> list[dict[str, Any]]:
-    """Mean and standard deviation of the indices over the seeds of each (series, detector, method).
+    """Mean and standard deviation of the indices over the seeds of each (series, detector, method, settings).
 
     Args:
         documents: contents of results.json; runs that are not finished are refused.
         metric: ``map50`` or ``map50_95``.
 
     Returns:
-        One mapping per line in order of appearance: ``series``, ``detector``, ``method``, ``reference``, ``seeds``, and
-        per column a (mean, standard deviation) pair; the deviation is None for one seed, the pair None when a seed has
-        no value.
+        One mapping per line in order of appearance: ``series``, ``detector``, ``method`` (with the settings in which
+        lines of one method differ), ``reference``, ``seeds``, and per column a (mean, standard deviation) pair; the
+        deviation is None for one seed, the pair None when a seed has no value.
 
     Raises:
         ValueError: when a run is unfinished, or two runs of a line have the same seed.
@@ -40,6 +45,7 @@ def summary_rows(documents: Sequence[Mapping[str, Any]], metric: str = "map50") 
             document["detector"],
             document["method"],
             document["reference"]["kind"],
+            digest_of(_settings(document)),
         )
         groups.setdefault(key, []).append(document)
         _refuse_unfinished(document, key)
@@ -49,13 +55,30 @@ def summary_rows(documents: Sequence[Mapping[str, Any]], metric: str = "map50") 
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"{' '.join(key[:3])}: two runs have the same seed ({seeds})")
         values = {name: _pair([_value(run, field, metric) for run in runs]) for name, field in COLUMNS}
-        rows.append({**dict(zip(("series", "detector", "method", "reference"), key)), "seeds": len(runs), **values})
+        names = {**dict(zip(("series", "detector", "method", "reference"), key)), "method": _label(key, groups)}
+        rows.append({**names, "seeds": len(runs), **values})
     return rows
+
+
+def _settings(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What may differ between lines of one series, detector and method, by dotted key."""
+    parts = {key: document["settings"].get(key, {}) for key in ("method", "train", "evaluation")}
+    return flat(parts)
+
+
+def _label(key: tuple[str, ...], groups: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) -> str:
+    """The method's name, and the settings in which its lines differ."""
+    others = [_settings(runs[0]) for other, runs in groups.items() if other[:4] == key[:4]]
+    own = _settings(groups[key][0])
+    differing = [name for name in own if any(other.get(name) != own[name] for other in others)]
+    shown = [f"{name}={json.dumps(own[name])}" for name in differing[:MOST_NAMED]]
+    more = ["…"] if len(differing) > MOST_NAMED else []
+    return f"{key[2]} ({', '.join([*shown, *more])})" if shown else key[2]
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for the terminal."""
-    table = Table("Series", "Detector", "Method", "Seeds")
+    table = Table("Series", "Detector", Column("Method", overflow="fold"), "Seeds")
     for name, _ in COLUMNS:
         table.add_column(name, justify="right")
     for row in rows:

@@ -40,3 +40,20 @@ def test_unfinished_and_doubled_runs_are_refused():
         summary_rows([run("a", 3, 0.4, stages=1)])
     with pytest.raises(ValueError, match="same seed"):
         summary_rows([run("a", 0, 0.4), run("a", 0, 0.4)])
+
+
+def test_one_method_with_other_settings_is_a_line_of_its_own_that_says_which():
+    runs = [run("a", 0, 0.4), run("a", 1, 0.6), run("a", 0, 0.9), run("b", 0, 0.1)]
+    for document, merger in zip(runs, ("duet", "duet", "ties", "duet")):
+        document["settings"] = {"method": {"joint": False, "merge": {"name": merger}}, "train": {"epochs": 2}}
+    rows = summary_rows(runs)
+    assert [row["method"] for row in rows] == ['a (method.merge.name="duet")', 'a (method.merge.name="ties")', "b"]
+    assert [row["seeds"] for row in rows] == [2, 1, 1]
+    assert rows[0]["Overall"] == (pytest.approx(0.5), pytest.approx(0.1414214))
+
+
+def test_many_other_settings_are_cut_short():
+    first, second = run("a", 0, 0.4), run("a", 0, 0.6)
+    first["settings"]["method"] |= dict.fromkeys("vwxyz", 1)
+    second["settings"]["method"] |= dict.fromkeys("vwxyz", 2)
+    assert summary_rows([first, second])[1]["method"] == "a (method.v=2, method.w=2, method.x=2, …)"
