@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from duet.config import flat
 from duet.errors import InputError, first_line
 
 MLFLOW_VALUE = 6000  # characters of a parameter, as MLflow's stores allow
@@ -125,8 +126,9 @@ class Mlflow:
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self._client.create_experiment(name)
         run = self._client.create_run(experiment, run_name=notes.name)
-        for key, value in _flat(notes.settings).items():
-            self._client.log_param(run.info.run_id, key, str(value)[:MLFLOW_VALUE])
+        for key, value in flat(notes.settings).items():
+            if not isinstance(value, Mapping):  # an empty one
+                self._client.log_param(run.info.run_id, key, str(value)[:MLFLOW_VALUE])
         return run.info.run_id
 
 
@@ -210,13 +212,3 @@ def _default_store() -> str | None:
     if os.environ.get("MLFLOW_TRACKING_URI") or importlib.util.find_spec("sqlalchemy"):
         return None
     return Path("mlruns").resolve().as_uri()
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

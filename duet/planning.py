@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from duet.datasets.domain import Domain
-from duet.datasets.faults import not_of_the_task
+from duet.datasets.faults import no_box_of, not_of_the_task
 from duet.datasets.series_file import SeriesFile
 from duet.errors import InputError
 from duet.reference import missing_references
@@ -23,9 +23,7 @@ def refuse_bad_training_data(source: SeriesFile, domains: Mapping[str, Domain]) 
         images = domains[task.domain].train()
         wanted = frozenset(task.classes)
         if not any(label in wanted for image in images for label in image.labels):
-            raise InputError(
-                f"domain '{task.domain}': its training split has no box of the classes {', '.join(task.classes)}"
-            )
+            raise InputError(f"domain '{task.domain}': {no_box_of(task.classes)}")
         if source.section.other_labels == "error":
             for image in images:
                 for label, line in zip(image.labels, image.lines):

@@ -63,14 +63,6 @@ def config(series, weights, *assignments, method="duet"):
     return resolve_config(None, options, parse_assignments(list(assignments)))
 
 
-def timeless(results):
-    """Results without durations."""
-    kept = {key: value for key, value in results.items() if key != "timing"}
-    costs = ("timing", "peak_memory_mb")
-    kept["stages"] = [{key: value for key, value in stage.items() if key not in costs} for stage in results["stages"]]
-    return kept
-
-
 def mean(values):
     return sum(values) / len(values)
 
@@ -184,7 +176,7 @@ def test_old_images_are_not_needed_again_and_a_second_run_is_equal(
         for away, home in taken:
             shutil.move(away, home)
     assert len(taken) == 3
-    assert timeless(results) == timeless(undisturbed[1])
+    assert tiny_series.timeless(results) == tiny_series.timeless(undisturbed[1])
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(
@@ -211,7 +203,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     assert (out / "stages" / "2" / "model.safetensors").stat().st_mtime_ns == finished
     results = json.loads((out / "results.json").read_text())
-    assert timeless(results) == timeless(undisturbed[1])
+    assert tiny_series.timeless(results) == tiny_series.timeless(undisturbed[1])
 
 
 def test_a_finished_run_is_only_read(undisturbed, series, pretrained_weights, cache):

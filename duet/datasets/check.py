@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from duet.datasets.faults import Fault, FaultList, Level, Report, not_of_the_task
+from duet.datasets.faults import Fault, FaultList, Level, Report, no_box_of, not_of_the_task
 from duet.datasets.images import LabelledImage
 from duet.datasets.index import read_and_report
 from duet.datasets.pictures import PictureFacts, folder_names
@@ -146,11 +146,11 @@ def _report_training(
         drop = source.section.other_labels == "drop"
         for split in splits:
             labels = Counter(label for image in split.images for label in image.labels)
-            if split.split == "train" and not any(labels[label] for label in task.classes):
-                report(Fault(Level.ERROR, where, f"no box of the task's classes {', '.join(task.classes)} to train on"))
-                continue
-            for label in task.classes:
-                if not labels[label]:
+            absent = [label for label in task.classes if not labels[label]]
+            if split.split == "train" and len(absent) == len(task.classes):
+                report(Fault(Level.ERROR, where, no_box_of(task.classes)))
+            else:
+                for label in absent:
                     report(Fault(Level.WARNING, where, f"no box of class '{label}' in the {split.split} images"))
             if split.split == "train" and not drop:
                 for image in split.images:

@@ -66,6 +66,11 @@ class FaultList:
         return tuple(self._faults)
 
 
+def no_box_of(classes: Sequence[str]) -> str:
+    """The words that refuse a task of whose classes nothing is labelled."""
+    return f"its training split has no box of the classes {', '.join(classes)}"
+
+
 def not_of_the_task(label: str, classes: Sequence[str]) -> str:
     """The words that refuse a label of another class in a task's training images."""
     names = ", ".join(classes)

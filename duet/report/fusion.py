@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from duet.config import flat
 from duet.report.figures import STYLE, light_grid, line_colour, new_figure, to_svg
 from duet.state import write_json, write_text
 
@@ -123,7 +124,7 @@ def render_fusion(results: Mapping[str, Any]) -> str:
         style=Markup((folder / "report.css").read_text(encoding="utf-8")),
         tasks=[task["name"] for task in results["tasks"]],
         best=max(merged, key=lambda line: line["average"], default=None),
-        settings=list(_flat(results["settings"])),
+        settings=_setting_rows(results["settings"]),
         **drawn,
     )
 
@@ -196,11 +197,7 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{prefix}{key}.")
-        elif key != "tasks":
-            rows.append((f"{prefix}{key}", "" if value is None else str(value)))
-    return rows
+def _setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of the settings; the tasks stand elsewhere on the page."""
+    named = {name: value for name, value in flat(settings).items() if name.rpartition(".")[2] != "tasks"}
+    return [(name, "" if value is None else str(value)) for name, value in named.items()]

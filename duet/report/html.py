@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from duet.config import flat
 from duet.evaluation.indices import METRICS
 from duet.report import plots
 from duet.report.drawing import DrawnBox, ScenePanel, class_colours, draw_truth, draw_verdict, judge, text_colour
@@ -216,13 +217,10 @@ def embedded_picture(image: Image.Image, heading: str, caption: str) -> Picture:
     return Picture(url, image.width, image.height, heading, caption)
 
 
-def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Dotted names and values of nested settings."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat_settings(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _setting(value)
+    for name, value in flat(settings).items():
+        yield name, _setting(value)
 
 
 def _setting(value: Any) -> str:

@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+from tiny_series import timeless
 
 from duet.cli import main
 from duet.comparison.engines import LocalEngine, RayEngine
@@ -55,13 +56,6 @@ def wait_until(condition, seconds=120):
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
-
-
-def timeless(results):
-    kept = {key: value for key, value in results.items() if key != "timing"}
-    costs = ("timing", "peak_memory_mb")
-    kept["stages"] = [{key: value for key, value in stage.items() if key not in costs} for stage in results["stages"]]
-    return kept
 
 
 def read_results(run):

@@ -284,7 +284,9 @@ def test_labels_of_other_tasks_counts_and_classes_without_a_box(tree):
     assert all(fault.level is WARNING for fault in check_series(tree.source()).faults)
     tree.values["tasks"][1]["classes"] = ["cow"]
     (fault,) = check_series(tree.source()).errors
-    assert fault.what == "no box of the task's classes cow to train on"
+    assert fault.what == "its training split has no box of the classes cow"
+    tree.values["other_labels"] = "error"  # the labels that may stand in the way are named all the same
+    assert any("is not among the task's classes (cow)" in fault.what for fault in check_series(tree.source()).errors)
 
 
 def test_a_series_of_generated_scenes_has_no_files(tmp_path):

@@ -1,6 +1,8 @@
 """What every detector has to keep, on a small random network."""
 
 import copy
+from itertools import count
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -100,6 +102,15 @@ def test_a_box_counts_for_every_class_unless_its_best_is_asked_for(detector, pic
         best = dict(detector.predict([path], 64, settings.model_copy(update={"multi_label": False})))[path]
         assert len(found.labels) == 2 * len(best.labels)
         assert sorted(found.labels) == ["a"] * len(best.labels) + ["b"] * len(best.labels)
+
+
+def test_a_slow_machine_loses_no_boxes(detector, pictures, monkeypatch):
+    settings = EvaluationSettings(confidence=0.0001)
+    expected = dict(detector.predict(pictures, 64, settings))
+    clock = count(step=60)  # every look at it is a minute later
+    monkeypatch.setattr("ultralytics.utils.nms.time", SimpleNamespace(time=lambda: float(next(clock))))
+    for path, found in detector.predict(pictures, 64, settings):
+        assert found.labels == expected[path].labels != ()
 
 
 def test_wide_pictures_in_memory_are_padded_as_ultralytics_pads_files(detector, tmp_path):

@@ -181,6 +181,11 @@ def test_unfinished_run_says_so(rendered, scenes):
     assert not any("tasks are done" in text for _, text in rendered.values())
 
 
+def test_every_stage_has_its_costs(small):
+    rows = Page(render_report(small, [])).rows
+    assert [row[-1] for row in rows if len(row) == 6 and row[-1] == "1201"] == ["1201"]
+
+
 def test_settings_and_versions_are_folded_in(small):
     small["settings"]["names"] = ["a", "b"]
     page = Page(render_report(small, []))
