@@ -31,6 +31,9 @@ def _device_text(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
+SMALLEST_BATCH = 4
+"""Images per step below which `min_steps` does not go."""
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
@@ -162,6 +165,7 @@ class MethodSettings(Section):
         "layer_decay": 1.0,
         "appearance": None,
         "teacher_statistics": 0.0,
+        "min_steps": None,
     }
 
     name: str
@@ -234,6 +238,14 @@ class MethodSettings(Section):
     ] = 1.0
     row_lr_factor: Annotated[float, Field(gt=0, le=100, description="`rows`: learning rate of class rows / lr0")] = 1.0
     weight_decay: Annotated[float | None, Field(ge=0, description="from the second task on; null keeps train's")] = None
+    min_steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="steps that a later stage's epochs have at least: where its pictures are few, batches are "
+            f"smaller, down to {SMALLEST_BATCH}; null keeps train.batch",
+        ),
+    ] = None
     distillation: DistillationSettings | None = None
     teacher_statistics: Annotated[
         float, Field(ge=0, le=1, description="share of the new domain in the teacher's BatchNorm statistics")
@@ -330,6 +342,17 @@ class RunConfig(Section):
         AfterValidator(lambda names: tuple(dict.fromkeys(names))),
         Field(description="experiment loggers that get losses, learning rates, scores and indices"),
     ] = ()
+
+    def later_batch(self, images: int) -> int:
+        """Images per step of a later stage with so many images, by `method.min_steps`.
+
+        Where several processes share a batch, it stays a multiple of their number.
+        """
+        if self.method.min_steps is None:
+            return self.train.batch
+        wanted = max(SMALLEST_BATCH, images * self.train.epochs // self.method.min_steps)
+        share = self.train.process_count
+        return min(self.train.batch, max(wanted // share, 1) * share)
 
     def deciding(self) -> dict[str, Any]:
         """What decides the run's numbers, as plain values: not where data lie, what logs them, or how sure they are."""

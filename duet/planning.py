@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from duet.config import RunConfig
 from duet.datasets.domain import Domain
 from duet.datasets.faults import no_box_of, not_of_the_task
 from duet.datasets.series_file import SeriesFile
@@ -39,21 +40,28 @@ def planned_steps(trainer: SharedTrainer, state: RunState) -> int:
         state: the record of its folder.
     """
     config, series = trainer.config, trainer.source.series
-    settings, method, batch = config.train, config.method, config.train.batch
+    settings, method = config.train, config.method
     steps = 0
     for number in range(state.finished_stages + 1, len(series) + 1):
         task = series.tasks[number - 1]
         count = _trained_images(trainer, task.domain, task.classes)
         alone = number == 1 or method.start == "pretrained"
-        epochs = settings.epochs + (0 if alone else method.calibration_epochs)
+        epochs, batch = settings.epochs, settings.batch
+        if not alone:
+            epochs, batch = epochs + method.calibration_epochs, config.later_batch(count)
         trained_before = method.joint or (alone and trainer.has_alone(number))
         steps += 0 if trained_before else epochs * -(-count // batch)
     wanted = method.joint or config.evaluation.reference != "none"
     if wanted and not (state.folder / "reference.json").exists():
         for domains, classes in missing_references(trainer):
             count = sum(_trained_images(trainer, name, classes) for name in domains)
-            steps += settings.epochs * -(-count // batch)
+            steps += settings.epochs * -(-count // settings.batch)
     return steps
+
+
+def later_steps(config: RunConfig, images: int) -> int:
+    """Training steps of a later stage with so many images, those of its calibration not counted."""
+    return config.train.epochs * -(-images // config.later_batch(images))
 
 
 def _trained_images(trainer: SharedTrainer, domain: str, classes: Sequence[str]) -> int:

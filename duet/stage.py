@@ -113,6 +113,7 @@ def later_stage(
     """
     started = time.perf_counter()
     config, rates = _with_rates(config, item)
+    config, batch = _with_batch(config, item)
     previous, method = item.previous, config.method
     old_state = previous.state()
     detector = previous.grown(item.classes, stage_seed(config.seed, item.task), method.head, method.new_rows)
@@ -129,7 +130,7 @@ def later_stage(
     _refuse_broken(detector, config)
     started = time.perf_counter()
     fisher = _fisher(detector, request, config)
-    merge = {**merge_stage(detector, old_state, item, config, fisher), **rates}
+    merge = {**merge_stage(detector, old_state, item, config, fisher), **rates, **batch}
     seconds = {**looking, "train": outcome.seconds, "merge": time.perf_counter() - started}
     losses = _plain(outcome.losses)
     if method.calibration_epochs:
@@ -160,6 +161,18 @@ def _with_rates(config: RunConfig, item: StageInput) -> tuple[RunConfig, dict[st
     rates |= {key: low + (rates[key] - low) * min(1.0, seen) for key, low in pairs.items() if low is not None}
     chosen = method.model_copy(update={**rates, "unseen_lr_factor": None, "unseen_tower_lr_factor": None})
     return config.model_copy(update={"method": chosen}), {"seen": seen, **rates}
+
+
+def _with_batch(config: RunConfig, item: StageInput) -> tuple[RunConfig, dict[str, int]]:
+    """The configuration with the stage's own batch, and what results.json says of it.
+
+    What a stage learns follows its steps more than its pictures, and a task in a new domain often has few.
+    """
+    if config.method.min_steps is None:
+        return config, {}
+    batch = config.later_batch(item.data.images)
+    train = config.train.model_copy(update={"batch": batch})
+    return config.model_copy(update={"train": train}), {"batch": batch}
 
 
 def _paths(item: StageInput) -> list[Path]:

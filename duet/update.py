@@ -18,12 +18,13 @@ from duet.config import EvaluationSettings, MethodSettings, RunConfig, TrainSett
 from duet.datasets.dataset_folder import DatasetFolder
 from duet.datasets.images import LabelledImage
 from duet.datasets.index import read_source
-from duet.datasets.training import TrainingSet, colour_statistics, write_training_set
+from duet.datasets.training import colour_statistics, write_training_set
 from duet.detectors.base import Detector, refuse_head
 from duet.detectors.families import load_pretrained
 from duet.disk import disk_error, remove_leftovers
 from duet.errors import InputError, TrainingStopped
 from duet.monitor import Monitor
+from duet.planning import later_steps
 from duet.results import versions
 from duet.stage import StageInput, StageResult, later_stage, weighs_by_fisher
 from duet.stage_data import label_by_teacher, own_labels
@@ -128,7 +129,7 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
     folder = update.out.with_name(f".{update.out.name}.{os.getpid()}.part")
     try:
         item = _stage_input(update, artefact, record, origin, config, images, folder, monitor)
-        monitor.begin(f"learn {', '.join(update.classes)} in {update.domain}", _steps(config, item.data))
+        monitor.begin(f"learn {', '.join(update.classes)} in {update.domain}", later_steps(config, item.data.images))
         result = later_stage(item, _without_direction(config, origin, artefact.detector.state()), monitor.train_step)
         scores = scores_before_and_after(artefact.detector, result.detector, sets, config, monitor)
         document = _document(update, origin, result, scores)
@@ -294,10 +295,6 @@ def _stage_input(
         previous=artefact.detector,
         before_previous=origin.before,
     )
-
-
-def _steps(config: RunConfig, data: TrainingSet) -> int:
-    return config.train.epochs * -(-data.images // config.train.batch)
 
 
 def _document(update: Update, origin: Origin, result: StageResult, scores: list[dict[str, Any]]) -> dict[str, Any]:

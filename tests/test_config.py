@@ -151,6 +151,32 @@ def test_what_there_was_no_choice_of_is_in_a_key_only_where_it_is_not_as_it_was(
     assert changed.deciding()["method"]["row_lr_factor"] == changed.method.of_training()["row_lr_factor"] == 5.0
 
 
+@pytest.mark.parametrize(
+    ("options", "images", "batch"),
+    [
+        ([], 10, 16),
+        (["method.min_steps=100"], 10_000, 16),  # enough of them: as the series says
+        (["method.min_steps=100"], 400, 16),
+        (["method.min_steps=100"], 399, 15),
+        (["method.min_steps=100"], 130, 5),
+        (["method.min_steps=100"], 10, 4),  # smaller makes no sense
+        (["method.min_steps=100", "train.batch=2"], 10, 2),
+        (["method.min_steps=100", "train.processes=2"], 130, 4),
+        (["method.min_steps=100", "train.processes=8"], 130, 8),
+    ],
+)
+def test_a_later_stage_with_few_pictures_takes_smaller_batches(options, images, batch):
+    start = ["method.min_steps=null", "train.batch=16", "train.epochs=4"]
+    config = resolve_config(None, {"series": "demo"}, parse_assignments([*start, *options]))
+    assert config.later_batch(images) == batch
+
+
+def test_smaller_batches_have_at_least_the_steps_that_were_asked_for():
+    config = resolve_config(None, {}, parse_assignments(["method.min_steps=70", "train.epochs=3"]))
+    for images in range(94, 2000):  # down to the smallest batch
+        assert config.train.epochs * -(-images // config.later_batch(images)) >= 70 or config.later_batch(images) == 16
+
+
 IDLE = [
     ("joint", "shared_lr_factor=0.1", "joint: true"),
     ("individual", "calibration_epochs=2", "start: pretrained"),
@@ -160,6 +186,7 @@ IDLE = [
     ("frozen", "layer_decay=0.5", "freeze_shared: true"),
     ("frozen", "directional_consistency.weight=0.01", "freeze_shared: true"),
     ("frozen", "tower_lr_factor=0.3", "freeze_towers: true"),
+    ("individual", "min_steps=100", "start: pretrained"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Merging a stage: shared tensors by the merger, BatchNorm by its policy, the head by its policies."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,22 @@ def test_fisher_information_decides_which_model_a_scalar_comes_from(models):
     torch.testing.assert_close(detector.state()[WEIGHT], trained.state()[WEIGHT], rtol=1e-4, atol=1e-5)
     assert weighs_by_fisher(config)
     assert not weighs_by_fisher(RunConfig(method={"name": "t", "merge": {"name": "ties"}}))
+
+
+def test_a_stage_of_few_pictures_takes_more_steps_and_says_with_which_batch(models, monkeypatch):
+    base, previous, _ = models
+    trained = []
+
+    def train(self, request):
+        trained.append(request.train.batch)
+        return StageOutcome(({"loss": 1.0},), 1.0)
+
+    monkeypatch.setattr(YoloDetector, "train_stage", train)
+    shared = {key: base.state()[key] for key in base.split().shared}
+    item = replace(stage_input(shared, previous), data=TrainingSet(Path("none"), 40, 40, 0, 0))
+    method = {"name": "test", "batch_norm": "freeze", "calibration_epochs": 1}
+    train_settings = {"batch": 16, "epochs": 4}
+    result = later_stage(item, RunConfig(method={**method, "min_steps": 20}, train=train_settings), None)
+    assert trained == [8, 8] and result.merge["batch"] == 8  # training, then calibration
+    result = later_stage(item, RunConfig(method=method, train=train_settings), None)
+    assert trained[2:] == [16, 16] and "batch" not in result.merge
