@@ -7,7 +7,7 @@ section, the configuration file, and the ``--set`` options. The resolved configu
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -16,7 +16,10 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from duet.documents import parse_yaml
 from duet.errors import InputError, nearest
@@ -46,6 +49,15 @@ class Section(BaseModel):
 
     # Settings that came later, with what was done before there was a choice.
     AS_BEFORE: ClassVar[Mapping[str, Any]] = {}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_no_switches(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation
+        allowed = {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and allowed & {int, float} and bool not in allowed:
+            raise PydanticCustomError("no_number", "expected a number")
+        return value
 
     def keyed(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
         """The settings as a part of a key: without those that are as before, so that earlier runs keep their keys."""

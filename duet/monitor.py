@@ -65,6 +65,7 @@ class ConsoleMonitor(Monitor):
         self._title = ""
         self._last_epoch = 0
         self._last_step = 0
+        self.steps_done = 0
 
     def __enter__(self) -> ConsoleMonitor:
         self._bars.start()
@@ -94,17 +95,23 @@ class ConsoleMonitor(Monitor):
 
     def train_step(self, progress: StageProgress) -> None:
         """Move both bars and show the losses by name."""
+        self._count(progress)
         losses = "  ".join(f"{_short(name)} {value:.4g}" for name, value in progress.losses.items())
         if self._part is not None:
             self._bars.update(self._part, total=progress.steps)
         self.advance(progress.step, f"epoch {progress.epoch}/{progress.epochs}  {losses}")
         if self._run is not None:
-            self._bars.update(self._run, advance=progress.step - self._last_step)
-        self._last_step = progress.step
+            self._bars.update(self._run, completed=self.steps_done)
         finished = progress.step * progress.epochs == progress.epoch * progress.steps
         if not self.console.is_terminal and finished and progress.epoch > self._last_epoch:
             self._last_epoch = progress.epoch
             self.console.print(f"{self._title}: epoch {progress.epoch}/{progress.epochs}  {losses}", soft_wrap=True)
+
+    def _count(self, progress: StageProgress) -> None:
+        if progress.step <= self._last_step:  # another training in the same part: the calibration
+            self._last_step = self._last_epoch = 0
+        self.steps_done += progress.step - self._last_step
+        self._last_step = progress.step
 
     def show(self, renderable: Any) -> None:
         """Print above the bars."""

@@ -171,6 +171,13 @@ def test_a_later_stage_with_few_pictures_takes_smaller_batches(options, images, 
     assert config.later_batch(images) == batch
 
 
+@pytest.mark.parametrize("key", ["train.batch", "train.mosaic", "method.min_steps", "method.distillation.weight"])
+def test_true_is_no_number(key):
+    with pytest.raises(InputError, match=r"is True: expected a number"):
+        resolve_config(None, {}, parse_assignments([f"{key}=true"]))
+    assert resolve_config(None, {}, parse_assignments(["train.amp=false"])).train.amp is False
+
+
 def test_smaller_batches_have_at_least_the_steps_that_were_asked_for():
     config = resolve_config(None, {}, parse_assignments(["method.min_steps=70", "train.epochs=3"]))
     for images in range(94, 2000):  # down to the smallest batch

@@ -44,6 +44,19 @@ def test_a_terminal_gets_bars_for_the_run_and_the_stage():
     assert "left" in shown
 
 
+def test_a_calibration_after_the_training_moves_both_on():
+    text = io.StringIO()
+    with ConsoleMonitor(Console(file=text, width=200)) as monitor:
+        monitor.plan(15)
+        monitor.begin("stage 1/2: day", 6)
+        steps(monitor)
+        monitor.begin("stage 2/2: night", 6)
+        steps(monitor)
+        steps(monitor, epochs=1)
+        assert monitor.steps_done == 15
+    assert "stage 2/2: night: epoch 1/1" in text.getvalue()
+
+
 def test_the_silent_monitor_takes_everything():
     with Monitor() as monitor:
         monitor.plan(1)

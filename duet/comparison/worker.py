@@ -63,7 +63,6 @@ class FileMonitor(ConsoleMonitor):
         super().__init__()
         self._path, self._written = path, 0.0
         self._values: dict[str, Any] = {"title": "", "done": 0, "total": 0, "steps": 0, "planned": 0}
-        self._before = 0
 
     def plan(self, steps: int) -> None:
         """Remember the run's steps."""
@@ -73,20 +72,18 @@ class FileMonitor(ConsoleMonitor):
     def begin(self, title: str, total: int) -> None:
         """A part begins."""
         super().begin(title, total)
-        self._before = 0
         self._values.update(title=title, done=0, total=total)
         self._write(at_once=True)
 
     def advance(self, done: int, text: str = "") -> None:
         """Move the part."""
         super().advance(done, text)
-        self._values["done"] = done
+        self._values.update(done=done, steps=self.steps_done)
         self._write()
 
     def train_step(self, progress: StageProgress) -> None:
         """Move the run and the part."""
-        self._values["steps"] += progress.step - self._before
-        self._before = progress.step
+        self._values["total"] = progress.steps
         super().train_step(progress)
 
     def _write(self, at_once: bool = False) -> None:
