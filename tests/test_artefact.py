@@ -13,6 +13,7 @@ from duet.cli import app
 from duet.config import MethodSettings, TrainSettings
 from duet.detectors.families import load_pretrained
 from duet.errors import InputError
+from duet.report.model_card import model_card
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,24 @@ def test_the_card_says_what_was_learned_and_scored(folder):
     assert "| 2 | night | c | – | – |" in card
     assert "| day | c | 0.500 | – | 2 | 3 |" in card
     assert "| method.name | duet |" in card
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "tasks", "said"),
+    [
+        ("fcos", "rows", 2, "holds plain tensors"),
+        ("yolo", "rows", 2, 'YOLO("detector.pt")'),
+        ("rtdetr", "rows", 2, 'YOLO("detector.pt")'),
+        ("yolo", "parallel", 1, 'YOLO("detector.pt")'),
+        ("yolo", "parallel", 2, "opens where DuET is installed"),
+    ],
+)
+def test_the_card_says_what_opens_the_checkpoint(artefact, family, head, tasks, said):
+    method = artefact.record.method.model_copy(update={"head": head})
+    changes = {"family": family, "method": method, "tasks": artefact.record.tasks[:tasks]}
+    card = model_card(artefact.record.model_copy(update=changes).model_dump(mode="json"))
+    assert said in card.split("## Use it")[1]
+    assert "`duet inspect` prints" in card
 
 
 def test_inspect_prints_and_gives_json(folder):
