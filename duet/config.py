@@ -6,8 +6,9 @@ section, the configuration file, and the ``--set`` options. The resolved configu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,10 +20,10 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from duet.documents import parse_yaml
 from duet.errors import InputError, nearest
+from merging.checks import refuse_switches
 
 # As Ultralytics writes them: cpu, mps, 0, cuda:1, and 0,1 for one process on each.
 DEVICES = r"^(cpu|mps|\d+(,\d+)*|cuda(:\d+)?)$"
@@ -53,11 +54,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_no_switches(cls, value: Any, info: ValidationInfo) -> Any:
-        annotation = cls.model_fields[info.field_name].annotation
-        allowed = {annotation, *get_args(annotation)}
-        if isinstance(value, bool) and allowed & {int, float} and bool not in allowed:
-            raise PydanticCustomError("no_number", "expected a number")
-        return value
+        return refuse_switches(cls.model_fields[info.field_name].annotation, value)
 
     def keyed(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
         """The settings as a part of a key: without those that are as before, so that earlier runs keep their keys."""
@@ -358,13 +355,14 @@ class RunConfig(Section):
     def later_batch(self, images: int) -> int:
         """Images per step of a later stage with so many images, by `method.min_steps`.
 
-        Where several processes share a batch, it stays a multiple of their number.
+        Where several processes share a batch, each gets as many of it, and two at least.
         """
-        if self.method.min_steps is None:
-            return self.train.batch
-        wanted = max(SMALLEST_BATCH, images * self.train.epochs // self.method.min_steps)
+        batch, epochs, steps = self.train.batch, self.train.epochs, self.method.min_steps
+        if steps is None or epochs * math.ceil(images / batch) >= steps:
+            return batch
         share = self.train.process_count
-        return min(self.train.batch, max(wanted // share, 1) * share)
+        smallest = math.ceil(max(SMALLEST_BATCH / share, 2)) * share
+        return min(batch, max(images * epochs // steps // share * share, smallest))
 
     def deciding(self) -> dict[str, Any]:
         """What decides the run's numbers, as plain values: not where data lie, what logs them, or how sure they are."""

@@ -11,6 +11,7 @@ from duet.datasets.series_file import SeriesFile
 from duet.errors import InputError
 from duet.reference import missing_references
 from duet.shared_training import SharedTrainer
+from duet.stage_data import exemplars
 from duet.state import RunState
 
 
@@ -48,6 +49,7 @@ def planned_steps(trainer: SharedTrainer, state: RunState) -> int:
         alone = number == 1 or method.start == "pretrained"
         epochs, batch = settings.epochs, settings.batch
         if not alone:
+            count += _kept_images(trainer, number)
             epochs, batch = epochs + method.calibration_epochs, config.later_batch(count)
         trained_before = method.joint or (alone and trainer.has_alone(number))
         steps += 0 if trained_before else epochs * -(-count // batch)
@@ -62,6 +64,14 @@ def planned_steps(trainer: SharedTrainer, state: RunState) -> int:
 def later_steps(config: RunConfig, images: int) -> int:
     """Training steps of a later stage with so many images, those of its calibration not counted."""
     return config.train.epochs * -(-images // config.later_batch(images))
+
+
+def _kept_images(trainer: SharedTrainer, number: int) -> int:
+    settings, tasks = trainer.config.method.exemplars, trainer.source.series.tasks[: number - 1]
+    if settings is None:
+        return 0
+    images = {task.domain: trainer.domains[task.domain].train() for task in tasks}
+    return len(exemplars(images, [(task.domain, task.classes) for task in tasks], settings, trainer.config.seed))
 
 
 def _trained_images(trainer: SharedTrainer, domain: str, classes: Sequence[str]) -> int:

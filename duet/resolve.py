@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,14 @@ def what_differs(path: Path, config: RunConfig) -> str:
         return "its config.yaml says which"
     ours = flat(config.deciding())
     keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-    named = [f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here" for key in keys[:MOST_NAMED]]
+    named = [f"{key} is {_written(theirs, key)} there and {_written(ours, key)} here" for key in keys[:MOST_NAMED]]
     rest = [f"{len(keys) - MOST_NAMED} more"] if len(keys) > MOST_NAMED else []
     return "; ".join([*named, *rest]) or "its series or its pretrained weights are others"
+
+
+def _written(values: Mapping[str, Any], key: str) -> str:
+    """A setting as one writes it."""
+    return json.dumps(values.get(key), ensure_ascii=False)
 
 
 def _for_merger(settings: dict[str, Any], merge: Any) -> dict[str, Any]:

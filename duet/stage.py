@@ -172,7 +172,8 @@ def _with_batch(config: RunConfig, item: StageInput) -> tuple[RunConfig, dict[st
         return config, {}
     batch = config.later_batch(item.data.images)
     train = config.train.model_copy(update={"batch": batch})
-    return config.model_copy(update={"train": train}), {"batch": batch}
+    method = config.method.model_copy(update={"min_steps": None})
+    return config.model_copy(update={"train": train, "method": method}), {"batch": batch}
 
 
 def _paths(item: StageInput) -> list[Path]:

@@ -157,12 +157,15 @@ def test_what_there_was_no_choice_of_is_in_a_key_only_where_it_is_not_as_it_was(
         ([], 10, 16),
         (["method.min_steps=100"], 10_000, 16),  # enough of them: as the series says
         (["method.min_steps=100"], 400, 16),
-        (["method.min_steps=100"], 399, 15),
+        (["method.min_steps=100"], 384, 15),
         (["method.min_steps=100"], 130, 5),
         (["method.min_steps=100"], 10, 4),  # smaller makes no sense
         (["method.min_steps=100", "train.batch=2"], 10, 2),
+        (["method.min_steps=23"], 88, 16),  # six batches an epoch, the last one not whole
         (["method.min_steps=100", "train.processes=2"], 130, 4),
-        (["method.min_steps=100", "train.processes=8"], 130, 8),
+        (["method.min_steps=100", "train.batch=18", "train.processes=3"], 10, 6),
+        (["method.min_steps=100", "train.processes=4"], 10, 8),  # two for each: one could not be re-coloured by halves
+        (["method.min_steps=100", "train.processes=16"], 10, 16),
     ],
 )
 def test_a_later_stage_with_few_pictures_takes_smaller_batches(options, images, batch):
@@ -235,7 +238,7 @@ def test_what_differs_between_a_runs_configuration_and_another(tmp_path):
     assert what_differs(tmp_path / "config.yaml", config) == "its series or its pretrained weights are others"
     other = resolve_config(None, {"seed": 3})
     named = what_differs(tmp_path / "config.yaml", other)
-    assert named == "seed is 0 there and 3 here; evaluation.multi_label is False there and True here"
+    assert named == "seed is 0 there and 3 here; evaluation.multi_label is false there and true here"
     far = resolve_config(None, {"method": "erd", "detector": "rtdetr-tiny"})
     assert what_differs(tmp_path / "config.yaml", far).endswith(" more")
     assert what_differs(tmp_path / "absent.yaml", other) == "its config.yaml says which"

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from duet.config import flat
+from duet.config import MethodSettings, TrainSettings, flat
 from duet.state import digest_of
 
 MOST_NAMED = 3  # settings in a line's name
@@ -61,9 +61,9 @@ def summary_rows(documents: Sequence[Mapping[str, Any]], metric: str = "map50") 
 
 
 def _settings(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What may differ between lines of one series, detector and method, by dotted key."""
-    parts = {key: document["settings"].get(key, {}) for key in ("method", "train", "evaluation")}
-    return flat(parts)
+    """What may differ between lines of one series, detector and method, by dotted key; older runs lack later keys."""
+    later = {"method": MethodSettings.AS_BEFORE, "train": TrainSettings.AS_BEFORE, "evaluation": {}}
+    return flat({key: {**before, **document["settings"].get(key, {})} for key, before in later.items()})
 
 
 def _label(key: tuple[str, ...], groups: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) -> str:

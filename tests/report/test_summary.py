@@ -52,6 +52,15 @@ def test_one_method_with_other_settings_is_a_line_of_its_own_that_says_which():
     assert rows[0]["Overall"] == (pytest.approx(0.5), pytest.approx(0.1414214))
 
 
+def test_a_run_from_before_a_setting_is_one_with_the_setting_as_it_was():
+    older, newer = run("a", 0, 0.4), run("a", 1, 0.6)
+    newer["settings"] = {"method": {"joint": False, "min_steps": None}, "train": {"processes": 1}}
+    assert [row["seeds"] for row in summary_rows([older, newer])] == [2]
+    newer["settings"]["method"]["min_steps"] = 150
+    names = [row["method"] for row in summary_rows([older, newer])]
+    assert names == ["a (method.min_steps=null)", "a (method.min_steps=150)"]
+
+
 def test_many_other_settings_are_cut_short():
     first, second = run("a", 0, 0.4), run("a", 0, 0.6)
     first["settings"]["method"] |= dict.fromkeys("vwxyz", 1)

@@ -44,6 +44,7 @@ def one_task(**task):
         ({"kind": "embedded-texts"}, "name: field required"),
         ({"name": "a", "kind": "clip"}, "needs a pretrained model and at least one task"),
         ({"name": "a", "kind": "embedded-texts", "pretrained": "b"}, "brings its own tasks"),
+        ({"name": "a", "kind": "embedded-texts", "seed": True}, "seed: expected a number"),
         ({"name": "a", "kind": "b", "pretraind": "c"}, "unknown key 'pretraind'; did you mean 'pretrained'?"),
         (
             {"name": "a", "kind": "embedded-texts", "methods": {"ties": {"densty": 0.2}}},
