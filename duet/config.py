@@ -252,7 +252,8 @@ class MethodSettings(Section):
         Field(
             ge=1,
             description="steps that a later stage's epochs have at least: where its pictures are few, batches are "
-            f"smaller, down to {SMALLEST_BATCH}; null keeps train.batch",
+            f"smaller, down to {SMALLEST_BATCH}, and the rate of backbone and neck is as much lower; null keeps "
+            "train.batch",
         ),
     ] = None
     distillation: DistillationSettings | None = None

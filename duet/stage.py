@@ -163,17 +163,20 @@ def _with_rates(config: RunConfig, item: StageInput) -> tuple[RunConfig, dict[st
     return config.model_copy(update={"method": chosen}), {"seen": seen, **rates}
 
 
-def _with_batch(config: RunConfig, item: StageInput) -> tuple[RunConfig, dict[str, int]]:
+def _with_batch(config: RunConfig, item: StageInput) -> tuple[RunConfig, dict[str, float]]:
     """The configuration with the stage's own batch, and what results.json says of it.
 
-    What a stage learns follows its steps more than its pictures, and a task in a new domain often has few.
+    What a stage learns follows its steps more than its pictures, and a task in a new domain often has few. What is
+    shared learns the slower the smaller the batch (the linear scaling rule of Goyal et al., arXiv 1706.02677, section
+    2.1), so that more steps do not mean more forgetting.
     """
-    if config.method.min_steps is None:
+    method, batch = config.method, config.later_batch(item.data.images)
+    if method.min_steps is None:
         return config, {}
-    batch = config.later_batch(item.data.images)
+    rate = method.shared_lr_factor * batch / config.train.batch
     train = config.train.model_copy(update={"batch": batch})
-    method = config.method.model_copy(update={"min_steps": None})
-    return config.model_copy(update={"train": train, "method": method}), {"batch": batch}
+    method = method.model_copy(update={"min_steps": None, "shared_lr_factor": rate})
+    return config.model_copy(update={"train": train, "method": method}), {"batch": batch, "shared_lr_factor": rate}
 
 
 def _paths(item: StageInput) -> list[Path]:

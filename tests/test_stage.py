@@ -227,20 +227,40 @@ def test_fisher_information_decides_which_model_a_scalar_comes_from(models):
     assert not weighs_by_fisher(RunConfig(method={"name": "t", "merge": {"name": "ties"}}))
 
 
+def test_the_rate_of_what_is_shared_follows_what_is_seen_and_the_batch(models, monkeypatch):
+    base, previous, _ = models
+    trained = []
+
+    def train(self, request):
+        trained.append(request.method.shared_lr_factor)
+        return StageOutcome(({"loss": 1.0},), 1.0)
+
+    monkeypatch.setattr(YoloDetector, "train_stage", train)
+    monkeypatch.setattr(stage, "seen_objects", lambda *arguments: 0.5)
+    shared = {key: base.state()[key] for key in base.split().shared}
+    item = replace(stage_input(shared, previous), data=TrainingSet(Path("none"), 40, 40, 0, 0))
+    rates = {"shared_lr_factor": 0.3, "unseen_lr_factor": 0.1, "min_steps": 20}
+    config = RunConfig(method={"name": "test", "batch_norm": "freeze", **rates}, train={"batch": 16, "epochs": 4})
+    result = later_stage(item, config, None)
+    assert trained == [pytest.approx(0.1)]  # halfway from 0.1 to 0.3, times 8 / 16
+    assert result.merge["shared_lr_factor"] == trained[0] and result.merge["seen"] == 0.5
+
+
 def test_a_stage_of_few_pictures_takes_more_steps_and_says_with_which_batch(models, monkeypatch):
     base, previous, _ = models
     trained = []
 
     def train(self, request):
-        trained.append(request.train.batch)
+        trained.append((request.train.batch, request.method.shared_lr_factor))
         return StageOutcome(({"loss": 1.0},), 1.0)
 
     monkeypatch.setattr(YoloDetector, "train_stage", train)
     shared = {key: base.state()[key] for key in base.split().shared}
     item = replace(stage_input(shared, previous), data=TrainingSet(Path("none"), 40, 40, 0, 0))
-    method = {"name": "test", "batch_norm": "freeze", "calibration_epochs": 1}
+    method = {"name": "test", "batch_norm": "freeze", "calibration_epochs": 1, "shared_lr_factor": 0.5}
     train_settings = {"batch": 16, "epochs": 4}
     result = later_stage(item, RunConfig(method={**method, "min_steps": 20}, train=train_settings), None)
-    assert trained == [8, 8] and result.merge["batch"] == 8  # training, then calibration
+    assert trained == [(8, 0.25)] * 2  # training, then calibration
+    assert (result.merge["batch"], result.merge["shared_lr_factor"]) == (8, 0.25)
     result = later_stage(item, RunConfig(method=method, train=train_settings), None)
-    assert trained[2:] == [16, 16] and "batch" not in result.merge
+    assert trained[2:] == [(16, 0.5)] * 2 and "batch" not in result.merge
