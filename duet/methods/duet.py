@@ -6,10 +6,10 @@ weighted by the teacher's confidence in place of the filtered one; BatchNorm sta
 estimated before each stage and then fixed; the shared parameters learn at 0.3 of the learning rate, and at down to
 0.1 where the previous model sees no old objects in the new pictures, so that distillation has nothing to keep the old
 classes by; a stage of few pictures takes smaller batches, down to four, so that it has 150 steps, which is what
-learning follows; the detector's class loss covers the new classes only while old class rows are held, so that
-unlabelled old objects are no background; the head has the new model's towers; the merge leans to the new model
-(alpha_base 0.2 in place of 0.5), because distillation already keeps the old classes; the head is calibrated on the
-merged backbone for two epochs; and half of each batch is re-coloured to past domains.
+learning follows, and backbone and neck learn as much slower; the detector's class loss covers the new classes only
+while old class rows are held, so that unlabelled old objects are no background; the head has the new model's towers;
+the merge leans to the new model (alpha_base 0.2 in place of 0.5), because distillation already keeps the old classes;
+the head is calibrated on the merged backbone for two epochs; and half of each batch is re-coloured to past domains.
 """
 
 from duet.config import DirectionalSettings, DistillationSettings, MergeSettings, MethodSettings, ReplaySettings
