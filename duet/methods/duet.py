@@ -5,11 +5,10 @@ tables. Against the paper: new class rows start as the mean of the old ones and 
 weighted by the teacher's confidence in place of the filtered one; BatchNorm statistics of all domains until now,
 estimated before each stage and then fixed; the shared parameters learn at 0.3 of the learning rate, and at down to
 0.1 where the previous model sees no old objects in the new pictures, so that distillation has nothing to keep the old
-classes by; a stage of few pictures takes smaller batches, down to four, so that it has 150 steps, which is what
-learning follows, and backbone and neck learn as much slower; the detector's class loss covers the new classes only
-while old class rows are held, so that unlabelled old objects are no background; the head has the new model's towers;
-the merge leans to the new model (alpha_base 0.2 in place of 0.5), because distillation already keeps the old classes;
-the head is calibrated on the merged backbone for two epochs; and half of each batch is re-coloured to past domains.
+classes by; the detector's class loss covers the new classes only while old class rows are held, so that unlabelled
+old objects are no background; the head has the new model's towers; the merge leans to the new model (alpha_base 0.2
+in place of 0.5), because distillation already keeps the old classes; the head is calibrated on the merged backbone
+for two epochs; and half of each batch is re-coloured to past domains.
 """
 
 from duet.config import DirectionalSettings, DistillationSettings, MergeSettings, MethodSettings, ReplaySettings
@@ -24,7 +23,6 @@ METHOD = MethodSettings(
     batch_norm="mixture",
     shared_lr_factor=0.3,
     unseen_lr_factor=0.1,
-    min_steps=150,
     distillation=DistillationSettings(kind="weighted", weight=1.0),
     directional_consistency=DirectionalSettings(weight=0.01, granularity="scalar"),
     replay=ReplaySettings(share=0.5),
