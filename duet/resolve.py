@@ -87,14 +87,13 @@ def _for_merger(settings: dict[str, Any], merge: Any) -> dict[str, Any]:
 
 
 def _refuse_bad_merger(method: MethodSettings, source: str) -> None:
-    """Find a misspelt merger or option before anything is trained."""
-    from merging.registry import METHODS, split_options
+    """Find a wrong merger, option or value before anything is trained."""
+    from merging.registry import try_options
 
     if method.merge is None:
         return
     try:
-        made = dict.fromkeys(METHODS[method.merge.name].model_lists, ()) if method.merge.name in METHODS else {}
-        split_options(method.merge.name, {**method.merge.options, **made})  # these lists are made during the run
+        try_options(method.merge.name, method.merge.options)
     except (ValueError, TypeError) as error:
         raise InputError(f"{source}: key 'method.merge': {error}") from error
 

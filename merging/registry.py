@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from merging.averaging import prepare_averaging, weight_averaging
 from merging.blocks import Progress
 from merging.checks import known
@@ -141,6 +143,22 @@ def merge(
     own, settings = split_options(method, options)
     ancestor, sources = open_family(base, models)
     return merge_states(method, METHODS[method].prepare, ancestor, sources, own, settings, progress)
+
+
+def try_options(method: str, options: Mapping[str, Any]) -> None:
+    """Merge two models of two numbers, so that a wrong option is told before there are models to merge.
+
+    Args:
+        method: a key of ``METHODS``.
+        options: as for :func:`merge`; lists of models are made here.
+
+    Raises:
+        ValueError: as :func:`merge`.
+        TypeError: as :func:`merge`.
+    """
+    base, *models = ({"layer.weight": torch.tensor(numbers)} for numbers in ([0.5, 0.5], [1.0, 2.0], [3.0, 1.0]))
+    made = dict.fromkeys(METHODS[method].model_lists, models) if method in METHODS else {}
+    merge(method, base, models, **{**options, **made})
 
 
 def split_options(method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], MergeSettings]:

@@ -7,6 +7,7 @@ import torch
 from merging_cases import options_for
 
 import merging
+from merging.registry import METHODS, try_options
 
 FREE = (-math.inf, math.inf)
 SHARE = (0.0, 1.0)
@@ -85,3 +86,23 @@ def test_words(method, option):
         merged(method, option, allowed[0] + "s")
     with pytest.raises(ValueError, match=f"option '{option}'"):
         merged(method, option, None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_can_be_tried_without_models(method):
+    try_options(method, {})
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "error"),
+    [
+        ("tise", {}, ValueError),
+        ("ties", {"densty": 0.5}, ValueError),
+        ("ties", {"density": 7}, ValueError),
+        ("duet", {"gamma": True}, TypeError),
+        ("averaging", {"workers": 0}, ValueError),
+    ],
+)
+def test_wrong_options_are_told_without_models(method, options, error):
+    with pytest.raises(error):
+        try_options(method, options)
