@@ -7,8 +7,8 @@ section, the configuration file, and the ``--set`` options. The resolved configu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Set
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -20,10 +20,10 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from duet.documents import parse_yaml
 from duet.errors import InputError, nearest
-from merging.checks import refuse_switches
 
 # As Ultralytics writes them: cpu, mps, 0, cuda:1, and 0,1 for one process on each.
 DEVICES = r"^(cpu|mps|\d+(,\d+)*|cuda(:\d+)?)$"
@@ -41,6 +41,34 @@ SMALLEST_BATCH = 4
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
+
+
+def refuse_switches(annotation: object, value: Any) -> Any:
+    """A setting's value, unless true or false stands where its type wants a number; pydantic takes them for 1 and 0.
+
+    Args:
+        annotation: type of the setting, as pydantic keeps it.
+        value: as it was read; what lists and mappings hold counts too.
+
+    Raises:
+        PydanticCustomError: for a truth value in place of a number.
+    """
+    kinds = _kinds(annotation)
+    wants_numbers = (int in kinds or float in kinds) and bool not in kinds and Any not in kinds
+    if wants_numbers and any(isinstance(item, bool) for item in _items(value)):
+        raise PydanticCustomError("no_number", "expected a number")
+    return value
+
+
+def _kinds(annotation: object) -> list[object]:
+    inner = get_args(annotation)
+    return [kind for item in inner for kind in _kinds(item)] if inner else [annotation]
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [item for inner in value for item in _items(inner)] if isinstance(value, (list, tuple)) else [value]
 
 
 class Section(BaseModel):

@@ -5,10 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
-
-from pydantic_core import PydanticCustomError
+from collections.abc import Iterable, Sequence
 
 
 def number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> float:
@@ -48,34 +45,6 @@ def whole_number(name: str, value: object) -> None:
         raise TypeError(f"option '{name}': expected a whole number, got {value!r}")
     if value < 0:
         raise ValueError(f"option '{name}': expected at least 0, got {value}")
-
-
-def refuse_switches(annotation: object, value: Any) -> Any:
-    """A setting's value, unless true or false stands where its type wants a number; pydantic takes them for 1 and 0.
-
-    Args:
-        annotation: type of the setting, as pydantic keeps it.
-        value: as it was read; what lists and mappings hold counts too.
-
-    Raises:
-        PydanticCustomError: for a truth value in place of a number.
-    """
-    kinds = _kinds(annotation)
-    wants_numbers = (int in kinds or float in kinds) and bool not in kinds and Any not in kinds
-    if wants_numbers and any(isinstance(item, bool) for item in _items(value)):
-        raise PydanticCustomError("no_number", "expected a number")
-    return value
-
-
-def _kinds(annotation: object) -> list[object]:
-    inner = get_args(annotation)
-    return [kind for item in inner for kind in _kinds(item)] if inner else [annotation]
-
-
-def _items(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [item for inner in value for item in _items(inner)] if isinstance(value, (list, tuple)) else [value]
 
 
 def folder_name(value: str) -> str:

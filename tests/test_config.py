@@ -1,8 +1,10 @@
+from typing import Any
+
 import pytest
 import yaml
 from tiny_series import SERIES
 
-from duet.config import MethodSettings, RunConfig, overlay, parse_assignments, validate
+from duet.config import MethodSettings, RunConfig, overlay, parse_assignments, refuse_switches, validate
 from duet.documents import read_yaml
 from duet.errors import InputError
 from duet.methods import METHODS, method_settings
@@ -184,6 +186,27 @@ def test_true_is_no_number(key):
     with pytest.raises(InputError, match=r"is True: expected a number"):
         resolve_config(None, {}, parse_assignments([f"{key}=true"]))
     assert resolve_config(None, {}, parse_assignments(["train.amp=false"])).train.amp is False
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (int, True),
+        (float | None, False),
+        (tuple[int, int], [True, 1200]),
+        (tuple[tuple[float, ...], ...] | None, [[1.0], [2.0, False]]),
+        (dict[str, float], {"a": True}),
+    ],
+)
+def test_switches_are_no_numbers_however_deep(annotation, value):
+    with pytest.raises(ValueError, match="expected a number"):
+        refuse_switches(annotation, value)
+
+
+@pytest.mark.parametrize("annotation", [bool, bool | None, int | bool, dict[str, Any], Any, str])
+def test_switches_stay_where_they_belong(annotation):
+    for value in (True, [True], {"a": False}):
+        assert refuse_switches(annotation, value) is value
 
 
 def test_smaller_batches_have_at_least_the_steps_that_were_asked_for():

@@ -82,4 +82,4 @@ def test_the_map_of_ultralytics_own_validation(brief, tmp_path):
     assert theirs.box.map50 > 0.1
     assert ours["map50"] == pytest.approx(theirs.box.map50, abs=0.01)
     assert ours["map50_95"] == pytest.approx(theirs.box.map, abs=0.01)
-    assert abs(single["map50"] - theirs.box.map50) > 0.02
+    assert single["map50"] < theirs.box.map50 - 0.01  # a box's best class alone is not what Ultralytics counts
