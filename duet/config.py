@@ -127,6 +127,10 @@ class TrainSettings(Section):
         devices = self.device.split(",")
         return len(devices) if len(devices) > 1 else self.processes
 
+    def steps(self, images: int, epochs: int | None = None) -> int:
+        """Steps over so many images; ``epochs`` in place of the settings' own."""
+        return (self.epochs if epochs is None else epochs) * math.ceil(images / self.batch)
+
     def in_one_process(self) -> TrainSettings:
         """The same settings for one process, on the first device of a list."""
         return self.model_copy(update={"processes": 1, "device": self.device.split(",")[0]})
@@ -381,17 +385,18 @@ class RunConfig(Section):
         Field(description="experiment loggers that get losses, learning rates, scores and indices"),
     ] = ()
 
-    def later_batch(self, images: int) -> int:
-        """Images per step of a later stage with so many images, by `method.min_steps`.
+    def later_train(self, images: int) -> TrainSettings:
+        """How a later stage with so many images trains: in smaller batches where `method.min_steps` asks for them.
 
         Where several processes share a batch, each gets as many of it, and two at least.
         """
-        batch, epochs, steps = self.train.batch, self.train.epochs, self.method.min_steps
-        if steps is None or epochs * math.ceil(images / batch) >= steps:
-            return batch
-        share = self.train.process_count
+        train, wanted = self.train, self.method.min_steps
+        if wanted is None or train.steps(images) >= wanted:
+            return train
+        share = train.process_count
         smallest = math.ceil(max(SMALLEST_BATCH / share, 2)) * share
-        return min(batch, max(images * epochs // steps // share * share, smallest))
+        batch = max(images * train.epochs // wanted // share * share, smallest)
+        return train.model_copy(update={"batch": min(train.batch, batch)})
 
     def deciding(self) -> dict[str, Any]:
         """What decides the run's numbers, as plain values: not where data lie, what logs them, or how sure they are."""

@@ -31,7 +31,7 @@ from duet.evaluation.stored import store_detections
 from duet.kept_trainings import KeptTrainings
 from duet.loggers import LoggedMonitor, RunLoggers
 from duet.monitor import Monitor
-from duet.planning import later_steps, planned_steps, refuse_bad_training_data
+from duet.planning import planned_steps, refuse_bad_training_data
 from duet.reference import score_references
 from duet.report.tables import stage_table
 from duet.resolve import what_differs
@@ -156,7 +156,8 @@ class Learner:
             trained = self._trainer(digests).alone(task)
             result = first_stage(trained.detector, trained.outcome, item, self.config)
         else:
-            self.monitor.begin(f"stage {task}/{len(self.series)}: {domain}", later_steps(self.config, item.data.images))
+            steps = self.config.later_train(item.data.images).steps(item.data.images)
+            self.monitor.begin(f"stage {task}/{len(self.series)}: {domain}", steps)
             result = later_stage(item, self.config, self.monitor.train_step, self.trainings)
         self._close_stage(task, item.statistics, result, folder, reference, item.data)
 

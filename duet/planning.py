@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from duet.config import RunConfig
 from duet.datasets.domain import Domain
 from duet.datasets.faults import no_box_of, not_of_the_task
 from duet.datasets.series_file import SeriesFile
@@ -41,29 +40,26 @@ def planned_steps(trainer: SharedTrainer, state: RunState) -> int:
         state: the record of its folder.
     """
     config, series = trainer.config, trainer.source.series
-    settings, method = config.train, config.method
+    method = config.method
     steps = 0
     for number in range(state.finished_stages + 1, len(series) + 1):
         task = series.tasks[number - 1]
         count = _trained_images(trainer, task.domain, task.classes)
         alone = number == 1 or method.start == "pretrained"
-        epochs, batch = settings.epochs, settings.batch
-        if not alone:
+        if method.joint or (alone and trainer.has_alone(number)):
+            continue
+        if alone:
+            steps += config.train.steps(count)
+        else:
             count += _kept_images(trainer, number)
-            epochs, batch = epochs + method.calibration_epochs, config.later_batch(count)
-        trained_before = method.joint or (alone and trainer.has_alone(number))
-        steps += 0 if trained_before else epochs * -(-count // batch)
+            train = config.later_train(count)
+            steps += train.steps(count) + train.steps(count, method.calibration_epochs)
     wanted = method.joint or config.evaluation.reference != "none"
     if wanted and not (state.folder / "reference.json").exists():
         for domains, classes in missing_references(trainer):
             count = sum(_trained_images(trainer, name, classes) for name in domains)
-            steps += settings.epochs * -(-count // settings.batch)
+            steps += config.train.steps(count)
     return steps
-
-
-def later_steps(config: RunConfig, images: int) -> int:
-    """Training steps of a later stage with so many images, those of its calibration not counted."""
-    return config.train.epochs * -(-images // config.later_batch(images))
 
 
 def _kept_images(trainer: SharedTrainer, number: int) -> int:

@@ -110,8 +110,7 @@ class SharedTrainer:
         section = self.source.section
         other = "drop"  # a slice's reference sees the whole domain and labels only its classes
         data = write_training_set(images, job.classes, job.classes, folder / "data", other, section.unlabelled_images)
-        epochs = self.config.train.epochs
-        self.monitor.begin(title, epochs * -(-data.images // self.config.train.batch))
+        self.monitor.begin(title, self.config.train.steps(data.images))
         detector = self.start.with_classes(job.classes, job.seed)
         request = StageRequest(
             data=data.data,
@@ -119,7 +118,7 @@ class SharedTrainer:
             seed=job.seed,
             train=self.config.train,
             method=job.method,
-            epochs=epochs,
+            epochs=self.config.train.epochs,
             progress=self.monitor.train_step,
         )
         return Training(detector, detector.train_stage(request))

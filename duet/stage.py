@@ -170,13 +170,13 @@ def _with_batch(config: RunConfig, item: StageInput) -> tuple[RunConfig, dict[st
     shared learns the slower the smaller the batch (the linear scaling rule of Goyal et al., arXiv 1706.02677, section
     2.1), so that more steps do not mean more forgetting.
     """
-    method, batch = config.method, config.later_batch(item.data.images)
-    if method.min_steps is None:
+    if config.method.min_steps is None:
         return config, {}
-    rate = method.shared_lr_factor * batch / config.train.batch
-    train = config.train.model_copy(update={"batch": batch})
-    method = method.model_copy(update={"min_steps": None, "shared_lr_factor": rate})
-    return config.model_copy(update={"train": train, "method": method}), {"batch": batch, "shared_lr_factor": rate}
+    train = config.later_train(item.data.images)
+    rate = config.method.shared_lr_factor * train.batch / config.train.batch
+    method = config.method.model_copy(update={"min_steps": None, "shared_lr_factor": rate})
+    found = {"batch": train.batch, "shared_lr_factor": rate}
+    return config.model_copy(update={"train": train, "method": method}), found
 
 
 def _paths(item: StageInput) -> list[Path]:

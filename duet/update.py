@@ -24,7 +24,6 @@ from duet.detectors.families import load_pretrained
 from duet.disk import disk_error, remove_leftovers
 from duet.errors import InputError, TrainingStopped
 from duet.monitor import Monitor
-from duet.planning import later_steps
 from duet.results import versions
 from duet.stage import StageInput, StageResult, later_stage, weighs_by_fisher
 from duet.stage_data import label_by_teacher, own_labels
@@ -129,7 +128,8 @@ def update_detector(update: Update, monitor: Monitor | None = None) -> dict[str,
     folder = update.out.with_name(f".{update.out.name}.{os.getpid()}.part")
     try:
         item = _stage_input(update, artefact, record, origin, config, images, folder, monitor)
-        monitor.begin(f"learn {', '.join(update.classes)} in {update.domain}", later_steps(config, item.data.images))
+        steps = config.later_train(item.data.images).steps(item.data.images)
+        monitor.begin(f"learn {', '.join(update.classes)} in {update.domain}", steps)
         result = later_stage(item, _without_direction(config, origin, artefact.detector.state()), monitor.train_step)
         scores = scores_before_and_after(artefact.detector, result.detector, sets, config, monitor)
         document = _document(update, origin, result, scores)

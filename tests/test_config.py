@@ -178,7 +178,7 @@ def test_what_there_was_no_choice_of_is_in_a_key_only_where_it_is_not_as_it_was(
 def test_a_later_stage_with_few_pictures_takes_smaller_batches(options, images, batch):
     start = ["method.min_steps=null", "train.batch=16", "train.epochs=4"]
     config = resolve_config(None, {"series": "demo"}, parse_assignments([*start, *options]))
-    assert config.later_batch(images) == batch
+    assert config.later_train(images).batch == batch
 
 
 @pytest.mark.parametrize("key", ["train.batch", "train.mosaic", "method.min_steps", "method.distillation.weight"])
@@ -212,7 +212,7 @@ def test_switches_stay_where_they_belong(annotation):
 def test_smaller_batches_have_at_least_the_steps_that_were_asked_for():
     config = resolve_config(None, {}, parse_assignments(["method.min_steps=70", "train.epochs=3"]))
     for images in range(94, 2000):  # down to the smallest batch
-        assert config.train.epochs * -(-images // config.later_batch(images)) >= 70 or config.later_batch(images) == 16
+        assert config.train.epochs * -(-images // config.later_train(images).batch) >= 70
 
 
 IDLE = [

@@ -26,12 +26,10 @@ class Counting(Monitor):
     ("method", "options", "steps"),
     [
         ("sequential", [], 3 + 3 + 6),  # two stages of 12 scenes in fours, and both together
+        ("joint", [], 6),
+        ("individual", [], 3 + 3 + 6),
         ("sequential", ["evaluation.reference=none"], 3 + 3),
-        (
-            "replay",
-            ["method.exemplars.images_per_class=1"],
-            3 + 4 + 6,
-        ),  # three pictures are kept
+        ("replay", ["method.exemplars.images_per_class=1"], 3 + 4 + 6),  # three pictures are kept
         ("duet", ["method.min_steps=null"], 3 + (1 + 2) * 3 + 6),  # two epochs of calibration
         ("duet", ["method.min_steps=3"], 3 + (1 + 2) * 3 + 6),
         ("duet", ["method.min_steps=3", "train.batch=12"], 1 + (1 + 2) * 3 + 2),
